@@ -69,17 +69,17 @@ def _write_values(ax, matrix, image, fmt):
                     color='white' if image.norm(v) > 0.6 else 'black')
 
 # %% ../nbs/92_book.ipynb #83c749e3
-_HEADING = re.compile(r'^#+ .*$', re.MULTILINE)
+_BOX = re.compile(r'^show_doc\((.+)\)$', re.MULTILINE)
 
 def read_as_book(
     cell, # a notebook cell, changed in place
 ):
-    "nbdev processor: reduce a `show_doc` box to its heading, and show the source under it without a fold."
+    "nbdev processor: turn a `show_doc` box into a heading, and show the source under it without a fold."
     if cell.cell_type != 'code' or not cell.get('source'): return
-    for out in cell.get('outputs', []):
-        md = out.get('data', {}).get('text/markdown')
-        if md and 'show_doc(' in cell.source: out['data']['text/markdown'] = _HEADING.findall(''.join(md))[:1]
-    cell.source = re.sub(r'^#\| code-(fold: show|summary: "Exported source")\n', '', cell.source, flags=re.M)
+    if box := _BOX.search(cell.source):
+        cell.cell_type, cell.source = 'markdown', f'### {box[1]} {{#{box[1].lower()}}}'
+        cell.pop('outputs', None)
+    else: cell.source = re.sub(r'^#\| code-(fold: show|summary: "Exported source")\n', '', cell.source, flags=re.M)
 
 # %% ../nbs/92_book.ipynb #24627edd
 def to_markdown(
@@ -107,5 +107,5 @@ def main(
     "Write the notebook as Markdown."
     Path(target).write_text(to_markdown(source), encoding='utf-8')
 
-# %% ../nbs/92_book.ipynb #4e910610
+# %% ../nbs/92_book.ipynb #c28ad303
 if __name__ == '__main__': main(*sys.argv[1:])

@@ -214,7 +214,7 @@ def run(self:Trainer):
             self.step(x, y)
             self._after_step(bar, last=self.iter_num + 1 >= stop)
             if self.iter_num >= stop: break
-    logger.info('%d steps, loss %.4f, gradient clipped in %.1f%% of them', self.iter_num, self.loss, 100 * self.clipped / self.iter_num)
+    logger.info('%d steps, loss %.4f, gradient clipped in %.1f%% of them', self.iter_num, self.loss.item(), 100 * self.clipped / self.iter_num)
 
 # %% ../nbs/03_trainer.ipynb #691c0a31
 @patch
@@ -225,7 +225,7 @@ def _after_step(self:Trainer, bar, last):
         bar.set_postfix(loss=f'{self.history[-1]["loss"]:.3f}', refresh=False)
     if self.eval_dataset is not None and (last or (c.eval_every and (n + 1) % c.eval_every == 0)):
         self.history.append(dict(iter=n, eval_loss=self.eval()))
-        logger.info('step %d: loss %.4f, held-out loss %.4f', n, self.loss, self.history[-1]['eval_loss'])
+        logger.info('step %d: loss %.4f, held-out loss %.4f', n, self.loss.item(), self.history[-1]['eval_loss'])
     self.trigger_callbacks('on_batch_end')
     bar.update()
     self.iter_num += 1

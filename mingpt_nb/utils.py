@@ -102,7 +102,7 @@ def parse_value(
         return text.lower() in _TRUE
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(like, int) and number and value == value // 1: return int(value)                  # 1e3 is 1000
-    if isinstance(like, float) and number: return float(value)
+    if isinstance(like, float) and (number or text in ('inf', '-inf')): return float(text)
     if isinstance(like, (list, tuple)) and isinstance(value, (list, tuple)): return type(like)(value)
     raise ValueError(f'expected {type(like).__name__}, as in {like!r}, got {text!r}')
 
@@ -207,7 +207,10 @@ def need(
         raise ImportError(f"this needs {module.split('.')[0]}: pip install 'mingpt-nb[{extra}]'") from e
 
 # %% ../nbs/90_utils.ipynb #3ca4edaf
-COMMANDS = {'adder': 'train a GPT to add numbers, and test it'}
+COMMANDS = { # command: (module of this package, what it does)
+    'adder': ('adder', 'train a GPT to add numbers, and test it'),
+    'generate': ('gpt2', 'continue a text, with GPT-2 or a model of yours'),
+}
 
 def cli(
     args:list=None, # default: `sys.argv[1:]`
@@ -215,8 +218,8 @@ def cli(
     "Run `mingpt-nb COMMAND [--field=value ...]`. `SystemExit` with a message for a mistake in the arguments."
     command, *rest = (sys.argv[1:] if args is None else args) or ['--help']
     if command not in COMMANDS:
-        usage = 'usage: mingpt-nb COMMAND [--field=value ...]\n\n' + '\n'.join(f'  {k:10} {v}' for k, v in COMMANDS.items())
+        usage = 'usage: mingpt-nb COMMAND [--field=value ...]\n\n' + '\n'.join(f'  {k:10} {text}' for k, (_, text) in COMMANDS.items())
         if command in ('-h', '--help'): return print(usage)
         raise SystemExit(f'mingpt-nb: no command {command!r}\n{usage}')
-    try: importlib.import_module(f'mingpt_nb.{command}').main(rest)
+    try: importlib.import_module(f'mingpt_nb.{COMMANDS[command][0]}').main(rest)
     except ConfigError as e: raise SystemExit(f'mingpt-nb {command}: {e}') from None

@@ -1,0 +1,130 @@
+"""Speed of mingpt_nb.bpe against tiktoken and Hugging Face tokenizers: the same text, one process, one thread, cold caches.
+
+    python benchmarks/bpe.py                   # ten MB of English from the docstrings of the installed packages
+    python benchmarks/bpe.py --file book.txt   # the first ten MB of a UTF-8 text of yours
+    python benchmarks/bpe.py --load            # count the making of each encoder too
+
+Each round makes a new encoder, so no cache survives; the encoders take turns, and the median of the rounds counts. The ids must be
+equal, or the script fails. A ratio above 1 means that mingpt_nb is the faster one. Without --file the English text is the manual behind
+help() and the docstrings of the standard library and of site-packages, each docstring once: technical prose, rich in names, which
+is harder on a cache than novels are. Its characters are ASCII in the first row, as they come in the second.
+"""
+import argparse, ast, os, random, statistics, sys, sysconfig, time, warnings
+os.environ.update(TOKENIZERS_PARALLELISM='false', RAYON_NUM_THREADS='1')
+from pathlib import Path
+from mingpt_nb.bpe import get_encoder
+
+PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def docstrings(path):
+    "The docstrings of one Python file that are longer than a line."
+    try: tree = ast.parse(path.read_text(encoding='utf-8'))
+    except (SyntaxError, ValueError, OSError): return
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            doc = ast.get_docstring(node)
+            if doc and len(doc) > 100: yield doc
+
+
+def english(size):
+    "About `size` characters of English, no docstring twice."
+    from pydoc_data.topics import topics
+    texts, seen, n = list(topics.values()), set(), 0
+    folders = [Path(sysconfig.get_path('stdlib')), Path(sysconfig.get_path('purelib'))]
+    files = [f for folder in folders for f in sorted(folder.rglob('*.py')) if folder == folders[1] or 'site-packages' not in f.parts]
+    for doc in (doc for f in files for doc in docstrings(f)):
+        if doc in seen: continue
+        seen.add(doc); texts.append(doc); n += len(doc)
+        if n > size: break
+    return '\n\n'.join(texts)[:size]
+
+
+def source(size):
+    "Python source of the standard library."
+    files = sorted(Path(sysconfig.get_path('stdlib')).glob('*.py'))
+    return '\n'.join(f.read_text(encoding='utf-8', errors='replace') for f in files)[:size]
+
+
+def made_up(size, seed=0):
+    "{name: text} for what is not English; words of each text follow Zipf's law."
+    rng = random.Random(seed)
+    def text(alphabet, length, joiner, end, n_words=20000):
+        words = [''.join(rng.choices(alphabet, k=rng.randint(*length))) for _ in range(n_words)]
+        picked = rng.choices(words, [1 / (i + 1) for i in range(n_words)], k=size // (sum(length) // 2 + len(joiner)))
+        return joiner.join(w + (rng.choice(end) if rng.random() < .1 else '') for w in picked)[:size]
+    han = [chr(c) for c in range(0x4e00, 0x4e00 + 3000)]
+    emoji = ['😀', '🤗', '🎉', '❤️', '👩‍👩‍👧', '👍🏽', '🇫🇷', '✨', 'ok', 'so ']
+    return {'Chinese': text(han, (1, 3), '', '，。、\n'),
+            'Russian': text('абвгдежзиклмнопрстуфхцчшыьэюя', (2, 9), ' ', ',.\n'),
+            'emoji': text(emoji, (1, 3), ' ', '!\n'),
+            'all different': ' '.join(f'{rng.getrandbits(40):x}' for _ in range(size // 11)),
+            'one long word': ''.join(rng.choices('etaoinshrdlucmfwyp', k=size // 10)),
+            'rare letters': text([chr(c) for c in range(0x10400, 0x10450)], (2, 9), ' ', '.\n')}
+
+
+def makers():
+    "{name: function that makes a new encoder and returns (encode, how to read the ids from what it returns)}"
+    ours = get_encoder()
+    ranks = {b: i for i, b in ours.token_bytes.items() if i not in ours.special_tokens.values()}
+    merges = list(ours.bpe_ranks)
+    made = {'mingpt_nb': lambda: (get_encoder().encode, list)}
+    try:
+        import tiktoken
+        made['tiktoken'] = lambda: (tiktoken.Encoding('gpt2', pat_str=PATTERN, mergeable_ranks=ranks,
+                                                      special_tokens=ours.special_tokens).encode_ordinary, list)
+    except ImportError: print('tiktoken is not installed')
+    try:
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        def hugging_face():
+            tok = Tokenizer(models.BPE(ours.encoder, merges))
+            tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            return tok.encode, lambda encoding: encoding.ids
+        made['tokenizers'] = hugging_face
+    except ImportError: print('tokenizers is not installed')
+    return made
+
+
+def measure(text, makers, rounds, load):
+    "{name: median seconds}, taking turns, a new encoder each time; fails where the ids differ."
+    times, ids = {name: [] for name in makers}, {}
+    for _ in range(rounds):
+        for name, make in makers.items():
+            start = time.perf_counter()
+            encode, read = make()
+            if not load: start = time.perf_counter()
+            result = encode(text)
+            times[name].append(time.perf_counter() - start)
+            ids[name] = read(result)
+            del encode, result
+    for name in ids:
+        if ids[name] != ids['mingpt_nb']: print(f'  note: {name} gives other ids here', file=sys.stderr)
+    if 'tiktoken' in ids and ids['tiktoken'] != ids['mingpt_nb']: raise SystemExit('the ids differ from tiktoken\'s')
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--file', help='a UTF-8 text to measure on instead')
+    parser.add_argument('--size', type=int, default=10_000_000, help='characters of English (10 million); a tenth of it for the others')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--load', action='store_true', help='count the making of each encoder')
+    parser.add_argument('--english-only', action='store_true')
+    args = parser.parse_args()
+    warnings.simplefilter('ignore')                                                 # of the sources that are read
+    if args.file: texts = {Path(args.file).name[:16]: Path(args.file).read_text(encoding='utf-8')[:args.size]}
+    else:
+        text = english(int(args.size * 1.01))
+        texts = {'English, ASCII': text.encode('ascii', 'ignore').decode()[:args.size], 'English': text[:args.size]}
+        if not args.english_only: texts |= {'Python source': source(args.size // 10)} | made_up(args.size // 10)
+    all_makers = makers()
+    others = [name for name in all_makers if name != 'mingpt_nb']
+    print(f"{'text':16} {'MB':>6} {'ours, MB/s':>11} " + ' '.join(f'{"x " + name:>14}' for name in others))
+    for name, text in texts.items():
+        seconds = measure(text, all_makers, args.rounds, args.load)
+        mb = len(text.encode()) / 1e6
+        ratios = ' '.join(f'{seconds[other] / seconds["mingpt_nb"]:14.2f}' for other in others)
+        print(f"{name:16} {mb:6.1f} {mb / seconds['mingpt_nb']:11.1f} {ratios}", flush=True)
+
+
+if __name__ == '__main__': main()

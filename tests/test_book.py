@@ -1,0 +1,80 @@
+"""The notebooks as a book: every public name is asserted in its own chapter, and what is generated is in step."""
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from mingpt_nb.book import to_markdown
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+
+
+def code_cells(path):
+    return [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
+
+
+def exported(source):
+    return re.search(r'^#\| *exports?\b', source, re.M)
+
+
+def public_names(sources):
+    "Functions, classes and capital constants of exported cells, and their public methods, also those added by @patch."
+    for node in ast.parse('\n'.join(sources)).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+            yield from (f.name for f in node.body if isinstance(f, ast.FunctionDef) and not f.name.startswith('_') and f.name != 'forward')    # modules are called
+        elif isinstance(node, ast.FunctionDef) and node.name != 'forward':
+            yield node.name
+        elif isinstance(node, ast.Assign):
+            yield from (t.id for t in node.targets if isinstance(t, ast.Name) and t.id.isupper())
+
+
+def asserting(source):
+    return re.search(r'\bassert\b|\btest_\w+\(|\bexpect_fail\(|\bcheck_\w+\(|\bsays\(|\bfails\(', source)
+
+
+@pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
+def test_every_public_name_is_asserted_in_its_chapter(path):
+    cells = code_cells(path)
+    tested = '\n'.join(s for s in cells if not exported(s) and asserting(s))
+    names = [n for n in public_names(filter(exported, cells)) if not n.startswith('_')]
+    assert names, f'{path.name} exports nothing'
+    bare = [n for n in names if not re.search(rf'\b{n}\b', tested)]
+    assert not bare, f'{path.name}: exported, and asserted nowhere: {bare}'
+
+
+@pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
+def test_no_definition_is_hidden_from_the_reader(path):
+    hidden = [s for s in code_cells(path) if re.search(r'^#\| *export\b', s, re.M)]
+    assert not hidden, f'use #| exports, which shows the source: {hidden[0]}'
+
+
+@pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
+def test_chapters_import_from_earlier_ones_only(path):
+    number = {re.search(r'#\| *default_exp (\w+)', '\n'.join(code_cells(p)))[1]: int(p.name[:2]) for p in CHAPTERS}
+    me = int(path.name[:2])
+    for source in filter(exported, code_cells(path)):
+        for module in re.findall(r'^from mingpt_nb\.(\w+) import', source, re.M):
+            assert number[module] < me or number[module] >= 90, f'{path.name} imports mingpt_nb.{module}'
+
+
+@pytest.mark.parametrize('path', [*CHAPTERS, ROOT/'nbs/index.ipynb'], ids=lambda p: p.stem)
+def test_outputs_are_saved_and_hold_no_error(path):
+    cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
+    assert any(c.outputs for c in cells), f'{path.name} was not run: make outputs'
+    assert not [o for c in cells for o in c.outputs if o.output_type == 'error']
+    assert not [o for c in cells for o in c.outputs if o.get('name') == 'stderr'], f'{path.name}: a warning on the page'
+
+
+def test_all_names_exist():
+    for path in CHAPTERS:
+        module = importlib.import_module('mingpt_nb.' + re.search(r'#\| *default_exp (\w+)', '\n'.join(code_cells(path)))[1])
+        assert all(hasattr(module, n) for n in module.__all__)
+
+
+def test_readme_is_the_front_page():
+    assert (ROOT/'README.md').read_text(encoding='utf-8') == to_markdown(ROOT/'nbs/index.ipynb'), "run 'make readme'"

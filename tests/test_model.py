@@ -1,0 +1,88 @@
+"""Properties of the model that hold for every shape."""
+import torch
+from hypothesis import given, settings, strategies as st
+
+from mingpt_nb.model import GPT
+from mingpt_nb.utils import CfgNode, set_seed
+
+settings.register_profile('book', derandomize=True, deadline=None, max_examples=25)
+settings.load_profile('book')
+
+
+@st.composite
+def configs(draw):
+    n_head = draw(st.integers(1, 4))
+    c = GPT.get_default_config()
+    c.merge_from_dict(dict(n_layer=draw(st.integers(1, 3)), n_head=n_head, n_embd=n_head * draw(st.integers(1, 8)),
+                           vocab_size=draw(st.integers(2, 40)), block_size=draw(st.integers(1, 9)), tie_weights=draw(st.booleans())))
+    return c
+
+
+def make(config):
+    "A model far from the start, where all tokens look alike."
+    set_seed(0)
+    model = GPT(config).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    return model
+
+
+@given(configs(), st.integers(1, 3), st.integers(1, 20), st.integers(0, 20), st.booleans())
+def test_cached_and_uncached_generation_agree(config, B, T, new, do_sample):
+    model = make(config)
+    idx = torch.randint(model.config.vocab_size, (B, T))
+    draw = lambda use_cache: model.generate(idx, new, do_sample=do_sample, temperature=0.7, use_cache=use_cache,
+                                            generator=torch.Generator().manual_seed(0))
+    cached = draw(True)
+    assert cached.shape == (B, T + new)
+    assert torch.equal(cached, draw(False))
+    assert torch.equal(cached[:, :T], idx)
+
+
+@given(configs(), st.integers(1, 3))
+def test_the_past_does_not_see_the_future(config, B):
+    model = make(config)
+    T, V = model.block_size, model.config.vocab_size
+    idx = torch.randint(V, (B, T))
+    logits = model(idx)[0]
+    for t in range(T):
+        changed = idx.clone()
+        changed[:, t] = (idx[:, t] + 1) % V
+        torch.testing.assert_close(model(changed)[0][:, :t], logits[:, :t], rtol=1e-4, atol=1e-4)
+
+
+@given(configs(), st.integers(1, 4))
+def test_a_batch_is_its_rows(config, B):
+    model = make(config)
+    idx = torch.randint(model.config.vocab_size, (B, model.block_size))
+    rows = torch.cat([model(row[None])[0] for row in idx])
+    torch.testing.assert_close(model(idx)[0], rows, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_weights_generate():
+    c = GPT.get_default_config()
+    c.merge_from_dict(dict(model_type='gpt-nano', vocab_size=50, block_size=16))
+    model = GPT(c).bfloat16()
+    idx = torch.randint(50, (2, 4))
+    assert model.generate(idx, 30, do_sample=True, top_k=5, top_p=0.9).shape == (2, 34)
+    assert model(idx, idx)[1].dtype == torch.float32
+
+
+def test_the_checks_do_not_break_the_graph():
+    c = GPT.get_default_config()
+    c.merge_from_dict(dict(model_type='gpt-nano', vocab_size=50, block_size=16))
+    model = GPT(c).eval()
+    explained = torch._dynamo.explain(model)(torch.randint(50, (2, 16)), torch.randint(50, (2, 16)))
+    assert explained.graph_break_count == 0
+
+
+def test_values_survive_the_command_line():
+    @given(st.dictionaries(st.from_regex(r'[a-z]\w{0,8}', fullmatch=True),
+                           st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=20).filter(
+                               lambda s: s != 'None')), min_size=1))
+    def check(values):
+        config = CfgNode(**{k: type(v)() for k, v in values.items()}).freeze()
+        config.merge_from_args([f'--{k}={v}' for k, v in values.items()])
+        assert config.to_dict() == values
+        assert {k: type(v) for k, v in config.to_dict().items()} == {k: type(v) for k, v in values.items()}
+    check()
