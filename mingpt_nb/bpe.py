@@ -191,8 +191,8 @@ def cut_apart(
     raw:bytes, # one word
     joined:set, # the pairs of bytes that stand side by side in some token
 ) -> list:
-    "`raw` cut wherever no token can cross."
-    cuts = [i for i, pair in enumerate(zip(raw, raw[1:]), 1) if pair not in joined]
+    "`raw` cut between characters, wherever no token can cross."
+    cuts = [i for i, pair in enumerate(zip(raw, raw[1:]), 1) if pair not in joined and pair[1] & 0xc0 != 0x80]
     return [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)])]
 
 # %% ../nbs/00_bpe.ipynb #577b95e7
@@ -409,10 +409,13 @@ def encoder_from_merges(
     if twice := [t for t, n in Counter(tokens).items() if n > 1]: raise ValueError(f'{twice[0]!r} would have two ids')
     return Encoder({t: i for i, t in enumerate(tokens)}, merges)
 
-# %% ../nbs/00_bpe.ipynb #d68176bb
+# %% ../nbs/00_bpe.ipynb #7f0831fa
 def get_encoder() -> Encoder:
     "GPT-2's encoder: 50,257 tokens. Needs no network; `ValueError` if the vocabulary in this package is damaged."
-    return encoder_from_merges(read_merges(read_data('gpt2-vocab.bpe.bz2')))
+    enc = encoder_from_merges(read_merges(read_data('gpt2-vocab.bpe.bz2')))
+    texts = ((token.replace('Ġ', ' '), i) for token, i in enc.encoder.items() if i != 50256)
+    enc.cache.update((text, (i,)) for text, i in texts if text.isascii())
+    return enc
 
 # %% ../nbs/00_bpe.ipynb #908ecbdf
 class BPETokenizer:
