@@ -53,11 +53,12 @@ def serve():
 
 def send(*args, **kw): return lambda h: h.send(*args, **kw)
 def get(server, path, digest=SUM, size=len(TEXT), **kw):
-    return data.download(server.url, path, digest, size, **{'wait': 0, 'timeout': (2, 0.3), **kw})
+    return data.download(server.url, path, digest, size, **{'wait': 0, 'timeout': (10, 10), **kw})
 def leftovers(path): return sorted(p.name for p in path.parent.iterdir() if not p.name.endswith('.lock'))
 
 def python(code, *args, **kw):
-    return subprocess.Popen([sys.executable, '-W', 'error', '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+    command = [sys.executable, '-W', 'error', '-c', code, *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
 FETCH = 'import sys; from mingpt_nb.data import download; print(download(sys.argv[1], sys.argv[2], sys.argv[3], wait=0))'
 
 # ---- one process ------------------------------------------------------------------------------------------------------------
@@ -103,9 +104,9 @@ def test_hang_before_and_in_the_body(serve, cache):
     def stall(h): h.send(TEXT[:500_000], length=len(TEXT)); h.wfile.flush(); time.sleep(3)
     for answer in (lambda h: time.sleep(3)), stall:
         server = serve(answer)
-        with pytest.raises(data.DownloadError, match='timed out'): get(server, cache/'text', tries=2, timeout=(2, 0.1))
+        with pytest.raises(data.DownloadError, match='timed out'): get(server, cache/'text', tries=2, timeout=(10, 0.5))
         assert len(server.asked) == 2
-    assert get(serve(stall, Handler.honest), cache/'text').read_bytes() == TEXT
+    assert get(serve(stall, Handler.honest), cache/'text', timeout=(10, 0.5)).read_bytes() == TEXT
 
 def test_redirects(serve, cache):
     target = serve()
@@ -138,7 +139,7 @@ def test_offline(cache):
     assert server.url in str(e.value) and str(cache/'text') in str(e.value)
 
 def test_no_such_host(cache):
-    with pytest.raises(ConnectionError, match='put that file at'): data.download('http://no.such.host.invalid/x', cache/'text', tries=1)
+    with pytest.raises(ConnectionError, match='put that file at'): data.download('http://no.such.host.invalid/x', cache/'text')
 
 @pytest.mark.parametrize('url', ['file:///etc/passwd', 'ftp://127.0.0.1/x', '/etc/passwd', 'http://'])
 def test_no_web_address(cache, url):
@@ -212,8 +213,9 @@ def lying(size):
     raw[at + 24:at + 28] = size.to_bytes(4, 'little')
     return bytes(raw)
 
-@pytest.mark.parametrize('archive', [zipped(other=TEXT), zipped(wiki=TEXT[1:]), zipped(wiki=b'x' * len(TEXT)), zipped(wiki=b'\0' * 50_000_000),
-                                     lying(10), zipped(wiki=TEXT)[:-100], zipped(), b'', b'<html>Please log in</html>'])
+@pytest.mark.parametrize('archive', [
+    zipped(other=TEXT), zipped(wiki=TEXT[1:]), zipped(wiki=b'x' * len(TEXT)), zipped(wiki=b'\0' * 50_000_000), lying(10),
+    zipped(wiki=TEXT)[:-100], zipped(), b'', b'<html>Please log in</html>'])
 @pytest.mark.parametrize('pinned', [True, False])
 def test_bad_zip(wiki, cache, archive, pinned):
     server = wiki(archive, pinned=pinned)
@@ -238,7 +240,8 @@ def test_by_hand(wiki, cache):
 def test_splits_stay_on_disk(cache, monkeypatch):
     cache.mkdir(); size = 100_000_000
     with open(cache/'text8', 'wb') as f: f.truncate(size)                 # a sparse file of zeros, as large as the real one
-    monkeypatch.setitem(data.SOURCES, 'text8', data.SOURCES['text8']._replace(member=data.File('text8', size, data.file_digest(cache/'text8'))))
+    member = data.File('text8', size, data.file_digest(cache/'text8'))
+    monkeypatch.setitem(data.SOURCES, 'text8', data.SOURCES['text8']._replace(member=member))
     parts = [data.load_split('text8', p) for p in ('train', 'valid', 'test')]
     assert [len(p) for p in parts] == [90_000_000, 5_000_000, 5_000_000] and all(isinstance(p, np.memmap) for p in parts)
 
@@ -247,7 +250,7 @@ def test_every_character_is_scored_once(seed):
     rng = np.random.default_rng(seed)
     text = rng.integers(0, 256, rng.integers(2, 300)).astype(np.uint8)
     block = int(rng.integers(1, 40)); stride = int(rng.integers(1, block + 1))
-    costs = rng.random(256)                                             # of each character: the sum must not depend on the windows
+    costs = rng.random(256)                                 # of each character: the sum must not depend on the windows
     got = data.evaluate(lambda x, y: costs[y], text, block, stride, int(rng.integers(1, 9)))
     assert got == pytest.approx(costs[text[1:]].mean() / np.log(2))
 
