@@ -141,9 +141,9 @@ def right_digits(
     max_items:int=None, # mark the first so many; None: all
 ):
     "Which digits of its own answers are right: bool (N, digits of the answer), in the order in which they are written."
-    device, right = next(model.parameters()).device, []
-    for ids in torch.arange(len(data))[:max_items].split(1000):
-        x, y = data.__getitems__(ids.tolist())
+    device, ids, right = next(model.parameters()).device, range(len(data))[:max_items], []
+    for i in range(0, len(ids), 1000):
+        x, y = data.__getitems__(ids[i:i + 1000])
         if x.size(1) > model.block_size:
             raise ValueError(f'problems of {x.size(1)} tokens do not fit a model with block_size={model.block_size}')
         n = int((y[0] == -1).sum()) + 1                           # tokens in the question
@@ -177,7 +177,7 @@ def get_config() -> CfgNode:
     return c
 
 def default_iters(ndigit:int) -> int:
-    "Steps after which all seeds that we tried were above 99% on held-out problems, for up to 3 digits; beyond that, a guess."
+    "Steps for which to train: enough for 99% of the held-out problems with 2 digits; with more, a rule of thumb."
     return {1: 400, 2: 800}.get(ndigit, 1000 * ndigit)
 
 # %% ../nbs/04_adder.ipynb #1e0efd6f
@@ -203,9 +203,9 @@ def cpu_threads(
 # %% ../nbs/04_adder.ipynb #c0d562bf
 def report(
     trainer, # after its run, with the test problems as `eval_dataset`
-    folder, # where the model and the picture of the run go
+    folder, # where the folder `model` and the picture of the run go
 ):
-    "Print the accuracy on the held-out problems and ten answers; write the model and training.png."
+    "Print the accuracy on the held-out problems and ten answers; write the folder `model` and training.png."
     model, data = trainer.model, trainer.eval_dataset
     right = right_digits(model, data).all(1)
     print(f'{right.sum()} of {len(right)} held-out problems right ({right.float().mean():.1%})')
@@ -213,11 +213,12 @@ def report(
         a, b = (int(''.join(map(str, digits.tolist()))) for digits in x[:2 * data.config.ndigit].chunk(2))
         answer = add(model, a, b)
         print(f'{a} + {b} = {answer}', 'right' if answer == a + b else f'WRONG, it is {a + b}')
-    save_model(model, folder)
-    print(f'model: {folder}')
-    try: trainer.plot(chance=float(np.log(10))).savefig(Path(folder)/'training.png')
+    model_folder, picture = Path(folder)/'model', Path(folder)/'training.png'
+    save_model(model, model_folder)
+    print(f'model: {model_folder}')
+    try: trainer.plot(chance=float(np.log(10))).savefig(picture)
     except ImportError as e: return print(f'no picture of the training: {e}')
-    print(f"training: {Path(folder)/'training.png'}")
+    print(f'training: {picture}')
 
 # %% ../nbs/04_adder.ipynb #b9a42a8c
 def main(
