@@ -167,9 +167,9 @@ class GPT(nn.Module):
 
     get_default_config = staticmethod(default_config)
 
-    @classmethod
-    def from_pretrained(cls, name_or_path, **kwargs): # 'gpt2', any GPT-2 on the Hugging Face hub, or a folder
-        "A GPT with trained weights, in eval mode; see `mingpt_nb.gpt2.load_pretrained`, which it calls."
+    @staticmethod
+    def from_pretrained(name_or_path, **kwargs): # 'gpt2', any GPT-2 on the Hugging Face hub, or a folder
+        "A GPT with trained weights, in eval mode: see `mingpt_nb.gpt2.load_pretrained`."
         from mingpt_nb.gpt2 import load_pretrained
         return load_pretrained(name_or_path, **kwargs)
 
@@ -187,6 +187,19 @@ def _init_module(m):
     if isinstance(m, (nn.Linear, nn.Embedding)): nn.init.normal_(m.weight, std=0.02)
     if isinstance(m, nn.Linear) and m.bias is not None: nn.init.zeros_(m.bias)
     if isinstance(m, nn.LayerNorm): m.reset_parameters()             # weight 1, bias 0
+
+# %% ../nbs/02_model.ipynb #4ead2512
+@patch
+def save_pretrained(self:GPT, folder, tokenizer=None):
+    "Write a folder that Hugging Face's transformers loads: see `mingpt_nb.gpt2.save_pretrained`."
+    from mingpt_nb.gpt2 import save_pretrained
+    return save_pretrained(self, folder, tokenizer)
+
+@patch
+def to_hf(self:GPT):
+    "The same model as a `GPT2LMHeadModel` of transformers: see `mingpt_nb.gpt2.to_hf`."
+    from mingpt_nb.gpt2 import to_hf
+    return to_hf(self)
 
 # %% ../nbs/02_model.ipynb #9986ef74
 def check_ids(
