@@ -53,13 +53,13 @@ class CharTokenizer:
         "The ids of the characters. `ValueError` names a character that the vocabulary lacks, and its position."
         try: return [self.stoi[c] for c in text]
         except KeyError as e: c = e.args[0]
-        raise ValueError(f'{c!r} at position {list(text).index(c)} is not among the {self.vocab_size} characters of the vocabulary')
+        raise ValueError(f'{c!r} at position {list(text).index(c)} is not among the {self.vocab_size} characters that I know')
 
     def decode(self, ids) -> str: return ''.join(look_up(self.itos, ids))
 
 # %% ../nbs/00_bpe.ipynb #8d74fe30
 def bytes_to_unicode() -> dict:
-    "The character that stands for each byte: `{33: '!', ..., 32: 'Ġ', ...}`, the 188 visible ones first. This order numbers GPT-2's first 256 ids."
+    "The character for each byte: `{33: '!', ..., 32: 'Ġ', ...}`, the 188 visible ones first, in the order of GPT-2's ids 0 to 255."
     visible = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
     hidden = [b for b in range(256) if b not in visible]
     return {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(hidden)}
@@ -136,7 +136,8 @@ def splitter(
 ):
     "GPT-2's splitting pattern, compiled by `re`."
     l, n, s = (char_class(kind, top) for kind in 'LNS')
-    return re.compile(f" (?:[{l}]+|[{n}]+|[^{l}{n}{s}]+)|[{l}]+|'(?:[stmd]|re|ve|ll)|[^{l}{n}{s}]+|[{n}]+|[{s}]+(?![^{s}])|[{s}]+")
+    o = f'^{l}{n}{s}'                                                     # others
+    return re.compile(f" (?:[{l}]+|[{n}]+|[{o}]+)|[{l}]+|'(?:[stmd]|re|ve|ll)|[{o}]+|[{n}]+|[{s}]+(?![^{s}])|[{s}]+")
 
 # %% ../nbs/00_bpe.ipynb #d1f049b0
 _RARE = re.compile('[\U00010000-\U0001f10c\U0001fb00-\U0010ffff]')   # the rest above U+FFFF, emoji, has no letters or numbers
@@ -218,7 +219,7 @@ def merge_tables(
     ranks, made = {}, []
     for rank, (a, b) in enumerate(bpe_merges):
         for part in (a, b):
-            if part not in plain: raise ValueError(f'merge {rank} uses {part!r}, which is not a byte of the vocabulary, nor made by an earlier merge')
+            if part not in plain: raise ValueError(f'merge {rank} uses {part!r}, which is not a byte, nor made by an earlier merge')
         if a + b not in encoder: raise ValueError(f'merge {rank} makes {a + b!r}, which the vocabulary lacks')
         if (encoder[a], encoder[b]) in ranks: raise ValueError(f'merge {rank} of {a!r} and {b!r} stands in the list twice')
         plain.add(a + b)
@@ -262,7 +263,7 @@ class Merger(Vocabulary):
         except KeyError as e: raise ValueError(f'the vocabulary has no token for byte {e.args[0]:#04x} in {raw!r}') from None
         return (merge_short if len(ids) < 100 else merge_long)(ids, self.ranks, self.made)
 
-    def merge_word(self, word:str) -> list:
+    def merge_word(self, word:str):
         if word.isascii(): return self.merge_bytes(word.encode())
         return chain.from_iterable(map(self.pieces.__getitem__, cut_apart(word.encode(), self.joined)))
 
@@ -273,19 +274,19 @@ class Merger(Vocabulary):
         return ' '.join(self.decoder[i] for i in self.merge_bytes(raw))
 
 # %% ../nbs/00_bpe.ipynb #1a556e68
-_SURROGATE = re.compile(r'[\ud800-\udfff]')
-
 def check_text(
     text:str,
     errors:str='strict', # or 'replace'
 ) -> str:
-    "`text`, if it can be written as UTF-8. `ValueError` gives the first lone surrogate and its position; 'replace' makes each U+FFFD."
+    "`text`, if UTF-8 can write it. `ValueError` gives the first lone surrogate and its position; 'replace' makes each U+FFFD."
     if not isinstance(text, str): raise TypeError(f'expected text as a str, got {type(text).__name__}')
     if errors not in ('strict', 'replace'): raise ValueError(f"errors should be 'strict' or 'replace', not {errors!r}")
-    bad = None if text.isascii() else _SURROGATE.search(text)
-    if bad and errors == 'strict':
-        raise ValueError(f"lone surrogate {bad[0]!r} at position {bad.start()}: not a character; errors='replace' puts U+FFFD there")
-    return _SURROGATE.sub('\ufffd', text) if bad else text
+    try: text.encode('utf-8')
+    except UnicodeEncodeError as e:
+        if errors == 'replace': return re.sub(r'[\ud800-\udfff]', '\ufffd', text)
+        bad = f'lone surrogate {text[e.start]!r} at position {e.start}'
+        raise ValueError(f"{bad}: not a character; errors='replace' puts U+FFFD there") from None
+    return text
 
 # %% ../nbs/00_bpe.ipynb #cb56c05a
 _CUT = re.compile(r'(?<=\S)[ \n]')
@@ -346,7 +347,7 @@ FILE_NAMES = [('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe')]
 def find_files(
     folder, # where a tokenizer was saved
 ) -> tuple:
-    "Paths of the vocabulary and the merges; `None` in place of what is not there. Hugging Face's names are tried first, then OpenAI's."
+    "Paths of the vocabulary and the merges, `None` for what is not there: Hugging Face's names first, then OpenAI's."
     folder = Path(folder)
     for names in FILE_NAMES:
         if all((folder/name).exists() for name in names): return folder/names[0], folder/names[1]
@@ -390,7 +391,7 @@ def load_tokenizer(
     "The `Encoder` or `CharTokenizer` that was saved in `folder`. `FileNotFoundError` if there is none."
     vocab, merges = find_files(folder)
     if not vocab:
-        raise FileNotFoundError(f'no tokenizer in {folder}: expected vocab.json (for a BPE, with merges.txt) or encoder.json with vocab.bpe')
+        raise FileNotFoundError(f'no tokenizer in {folder}: expected vocab.json (with merges.txt for BPE), or encoder.json and vocab.bpe')
     table = json.loads(vocab.read_text(encoding='utf-8'))
     if merges: return Encoder(table, read_merges(merges.read_text(encoding='utf-8')))
     tok = CharTokenizer(table)
@@ -412,10 +413,10 @@ def encoder_from_merges(
 # %% ../nbs/00_bpe.ipynb #7f0831fa
 def get_encoder() -> Encoder:
     "GPT-2's encoder: 50,257 tokens. Needs no network; `ValueError` if the vocabulary in this package is damaged."
-    enc = encoder_from_merges(read_merges(read_data('gpt2-vocab.bpe.bz2')))
-    texts = ((token.replace('Ġ', ' '), i) for token, i in enc.encoder.items() if i != 50256)
-    enc.cache.update((text, (i,)) for text, i in texts if text.isascii())
-    return enc
+    gpt2 = encoder_from_merges(read_merges(read_data('gpt2-vocab.bpe.bz2')))
+    texts = ((token.replace('Ġ', ' '), i) for token, i in gpt2.encoder.items() if i != 50256)
+    gpt2.cache.update((text, (i,)) for text, i in texts if text.isascii())
+    return gpt2
 
 # %% ../nbs/00_bpe.ipynb #908ecbdf
 class BPETokenizer:
@@ -474,9 +475,10 @@ def train_bpe(
     vocab_size:int, # 256 bytes, merges, and special tokens
     special_tokens=('<|endoftext|>',),
 ) -> Encoder:
-    """Learn a byte-level BPE from text (Sennrich et al., 2016). The result has fewer than `vocab_size` tokens if no pair is left that
-    occurs twice; `ValueError` if `vocab_size` has no room for the bytes and the special tokens."""
+    """Learn a byte-level BPE from text (Sennrich et al., 2016). Fewer than `vocab_size` tokens if no pair is left that occurs twice;
+    `ValueError` if `vocab_size` has no room for the bytes and the special tokens."""
     n_merges = vocab_size - 256 - len(special_tokens)
     if n_merges < 0:
-        raise ValueError(f'vocab_size {vocab_size} is too small: 256 bytes and {len(special_tokens)} special tokens need {vocab_size - n_merges}')
+        needs = f'256 bytes and {len(special_tokens)} special tokens need {vocab_size - n_merges}'
+        raise ValueError(f'vocab_size {vocab_size} is too small: {needs}')
     return encoder_from_merges(learn_merges(word_counts(text), n_merges), special_tokens)
