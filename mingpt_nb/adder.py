@@ -6,7 +6,7 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/adder.html.md"""
 
 # %% auto #0
 __all__ = ['add_columns', 'to_digits', 'with_answers', 'split_listed', 'hash_rows', 'is_test', 'draw_questions',
-           'AdditionDataset', 'right_digits', 'accuracy', 'add', 'get_config', 'default_iters', 'build', 'cpu_threads',
+           'AdditionDataset', 'right_digits', 'accuracy', 'add', 'get_config', 'run_length', 'build', 'cpu_threads',
            'report', 'main']
 
 # %% ../nbs/04_adder.ipynb #9f9f465d
@@ -169,16 +169,16 @@ def add(model:GPT, a:int, b:int) -> int:
 
 # %% ../nbs/04_adder.ipynb #6dc3bf30
 def get_config() -> CfgNode:
-    "The settings of `main`: system, data, model, trainer. `trainer.max_iters=None`: as many as `default_iters` says."
+    "The settings of `main`: system, data, model, trainer. Steps and batch size are None: `run_length` will say."
     c = CfgNode(system=CfgNode(seed=1337, work_dir='./out/adder', threads=1), data=AdditionDataset.get_default_config(),
                 model=GPT.get_default_config(), trainer=Trainer.get_default_config()).freeze()
     c.model.merge_from_dict(dict(model_type='gpt-nano', embd_pdrop=0., resid_pdrop=0., attn_pdrop=0.))
-    c.trainer.merge_from_dict(dict(learning_rate=4e-3, lr_schedule='cosine', warmup_iters=50, batch_size=128, eval_every=50))
+    c.trainer.merge_from_dict(dict(learning_rate=4e-3, lr_schedule='cosine', warmup_iters=50, batch_size=None, eval_every=50))
     return c
 
-def default_iters(ndigit:int) -> int:
-    "Steps for which to train: enough for 99% of the held-out problems with 2 digits; with more, a rule of thumb."
-    return {1: 400, 2: 800}.get(ndigit, 1000 * ndigit)
+def run_length(ndigit:int) -> tuple: # (steps, batch size)
+    "Enough for 99% of the held-out problems with 2 or 3 digits; with more, a rule of thumb."
+    return (800, 128) if ndigit <= 2 else (1000 * (ndigit - 1), 256)
 
 # %% ../nbs/04_adder.ipynb #1e0efd6f
 def build(config) -> Trainer: # as `get_config` makes it; the fields that follow from the data are filled in
@@ -186,7 +186,9 @@ def build(config) -> Trainer: # as `get_config` makes it; the fields that follow
     set_seed(config.system.seed)
     train, test = (AdditionDataset(config.data, split) for split in ('train', 'test'))
     config.model.vocab_size, config.model.block_size = train.get_vocab_size(), train.get_block_size()
-    if config.trainer.max_iters is None: config.trainer.max_iters = default_iters(config.data.ndigit)
+    steps, batch_size = run_length(config.data.ndigit)
+    if config.trainer.max_iters is None: config.trainer.max_iters = steps
+    if config.trainer.batch_size is None: config.trainer.batch_size = batch_size
     return Trainer(config.trainer, GPT(config.model), train, test)
 
 # %% ../nbs/04_adder.ipynb #19d0245c
