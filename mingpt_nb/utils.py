@@ -181,7 +181,8 @@ def pick_device(
     if not there.get(kind, True): raise ValueError(f"device {name!r} is not available here; use 'auto' or 'cpu'")
     if kind == 'cuda' and index and int(index) >= torch.cuda.device_count():
         raise ValueError(f'device {name!r}: this machine has {torch.cuda.device_count()} GPU(s)')
-    return str(torch.device(name))
+    try: return str(torch.device(name))
+    except RuntimeError: raise ValueError(f"device {name!r} is none that torch knows; use 'auto' or 'cpu'") from None
 
 # %% ../nbs/90_utils.ipynb #c9aeb5ee
 def pick_dtype(
@@ -209,6 +210,7 @@ def need(
 # %% ../nbs/90_utils.ipynb #3ca4edaf
 COMMANDS = { # command: (module of this package, what it does)
     'adder': ('adder', 'train a GPT to add numbers, and test it'),
+    'chargpt': ('chargpt', 'train a GPT on the characters of a text of yours'),
     'generate': ('gpt2', 'continue a text, with GPT-2 or a model of yours'),
 }
 
