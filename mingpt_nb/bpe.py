@@ -59,7 +59,7 @@ class CharTokenizer:
 
 # %% ../nbs/00_bpe.ipynb #8d74fe30
 def bytes_to_unicode() -> dict:
-    "The character for each byte: `{33: '!', ..., 32: 'Ġ', ...}`, the 188 visible ones first, in the order of GPT-2's ids 0 to 255."
+    "The character for each byte: `{33: '!', ..., 32: 'Ġ', ...}`, the visible ones first. GPT-2 numbers its bytes in this order."
     visible = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
     hidden = [b for b in range(256) if b not in visible]
     return {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(hidden)}
@@ -219,7 +219,7 @@ def merge_tables(
     ranks, made = {}, []
     for rank, (a, b) in enumerate(bpe_merges):
         for part in (a, b):
-            if part not in plain: raise ValueError(f'merge {rank} uses {part!r}, which is not a byte, nor made by an earlier merge')
+            if part not in plain: raise ValueError(f'merge {rank} uses {part!r}, which is not a byte nor made before')
         if a + b not in encoder: raise ValueError(f'merge {rank} makes {a + b!r}, which the vocabulary lacks')
         if (encoder[a], encoder[b]) in ranks: raise ValueError(f'merge {rank} of {a!r} and {b!r} stands in the list twice')
         plain.add(a + b)
@@ -293,7 +293,7 @@ _CUT = re.compile(r'(?<=\S)[ \n]')
 
 def slices(
     text:str,
-    size:int=1 << 15, # characters, at least; more where no cut is near
+    size:int=1 << 13, # characters, at least; more where no cut is near
 ):
     "Yield `text` in pieces whose words are the words of `text`."
     start = 0
@@ -391,7 +391,7 @@ def load_tokenizer(
     "The `Encoder` or `CharTokenizer` that was saved in `folder`. `FileNotFoundError` if there is none."
     vocab, merges = find_files(folder)
     if not vocab:
-        raise FileNotFoundError(f'no tokenizer in {folder}: expected vocab.json (with merges.txt for BPE), or encoder.json and vocab.bpe')
+        raise FileNotFoundError(f'no tokenizer in {folder}: expected vocab.json (and merges.txt), or encoder.json and vocab.bpe')
     table = json.loads(vocab.read_text(encoding='utf-8'))
     if merges: return Encoder(table, read_merges(merges.read_text(encoding='utf-8')))
     tok = CharTokenizer(table)
@@ -475,7 +475,7 @@ def train_bpe(
     vocab_size:int, # 256 bytes, merges, and special tokens
     special_tokens=('<|endoftext|>',),
 ) -> Encoder:
-    """Learn a byte-level BPE from text (Sennrich et al., 2016). Fewer than `vocab_size` tokens if no pair is left that occurs twice;
+    """Learn a byte-level BPE (Sennrich et al., 2016); with fewer than `vocab_size` tokens if no pair is left that occurs twice.
     `ValueError` if `vocab_size` has no room for the bytes and the special tokens."""
     n_merges = vocab_size - 256 - len(special_tokens)
     if n_merges < 0:

@@ -75,10 +75,10 @@ def lr_at(
     c, # with learning_rate, lr_schedule ('constant' or 'cosine'), warmup_iters, min_lr, max_iters
 ) -> float:
     "The learning rate of a step: linear warm-up, then constant, or a cosine that ends at `min_lr` (Loshchilov and Hutter 2016)."
+    if c.lr_schedule not in ('constant', 'cosine'): raise ConfigError(f"lr_schedule must be 'constant' or 'cosine', got {c.lr_schedule!r}")
+    if c.lr_schedule == 'cosine' and c.max_iters is None: raise ConfigError("lr_schedule='cosine' needs max_iters, to know where to end")
     if step < c.warmup_iters: return c.learning_rate * (step + 1) / c.warmup_iters
     if c.lr_schedule == 'constant': return c.learning_rate
-    if c.lr_schedule != 'cosine': raise ConfigError(f"lr_schedule must be 'constant' or 'cosine', got {c.lr_schedule!r}")
-    if c.max_iters is None: raise ConfigError("lr_schedule='cosine' needs max_iters, to know where to end")
     done = min(1., (step - c.warmup_iters) / max(1, c.max_iters - c.warmup_iters))
     return c.min_lr + 0.5 * (c.learning_rate - c.min_lr) * (1 + math.cos(math.pi * done))
 
