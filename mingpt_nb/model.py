@@ -15,7 +15,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 # %% ../nbs/02_model.ipynb #39ec1865
-from .attention import CausalSelfAttention, KVCache
+from .attention import CausalSelfAttention, KVCache, Linear
 from .utils import CfgNode, ConfigError, patch
 
 # %% ../nbs/02_model.ipynb #fafb7575
@@ -35,13 +35,14 @@ class MLP(nn.Module):
     def __init__(self, config): # with n_embd, resid_pdrop, and, if they differ from GPT-2's, n_inner and activation
         super().__init__()
         inner = getattr(config, 'n_inner', None) or 4 * config.n_embd
-        self.c_fc = nn.Linear(config.n_embd, inner)
-        self.c_proj = nn.Linear(inner, config.n_embd)
+        self.c_fc = Linear(config.n_embd, inner)
+        self.c_proj = Linear(inner, config.n_embd)
         self.act = ACTIVATIONS[getattr(config, 'activation', 'gelu_new')]()
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x):
-        return self.dropout(self.c_proj(self.act(self.c_fc(x))))       # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        x = self.c_proj(self.act(self.c_fc(x)))                        # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        return self.dropout(x) if self.training else x
 
 # %% ../nbs/02_model.ipynb #23422347
 class Block(nn.Module):
@@ -161,7 +162,7 @@ class GPT(nn.Module):
             drop=nn.Dropout(c.embd_pdrop),
             h=nn.ModuleList([Block(c) for _ in range(c.n_layer)]),
             ln_f=nn.LayerNorm(c.n_embd, c.layer_norm_epsilon)))
-        self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
+        self.lm_head = Linear(c.n_embd, c.vocab_size, bias=False)
         init_weights(self)
         if c.tie_weights: self.lm_head.weight = self.transformer.wte.weight
 
@@ -221,7 +222,8 @@ def embed(self:GPT, idx, start:int=0): # (B, T); position of the first token
     "Token plus position embeddings (B, T, n_embd). `ValueError` where the sequence does not fit `block_size`."
     T, t = idx.size(1), self.transformer
     if start + T > self.block_size: raise ValueError(f'a sequence of {start + T} tokens does not fit block_size={self.block_size}')
-    return t.drop(t.wte(idx) + t.wpe.weight[start:start + T])    # (B, T, C) + (T, C)
+    x = t.wte(idx) + t.wpe.weight[start:start + T]               # (B, T, C) + (T, C)
+    return t.drop(x) if self.training else x
 
 # %% ../nbs/02_model.ipynb #66e5b91d
 @patch
@@ -312,9 +314,10 @@ def check_sampling(max_new_tokens, temperature, top_k, top_p):
 # %% ../nbs/02_model.ipynb #b1a5632f
 @patch
 def new_caches(self:GPT, batch_size:int, max_len:int): # tokens that they have room for
-    "One empty `KVCache` per layer, on the model's device and in its dtype."
+    "One empty `KVCache` per layer, on the model's device; in float32 on a CPU, else in the model's dtype."
     c, w = self.config, self.lm_head.weight
-    return [KVCache(batch_size, c.n_head, max_len, c.n_embd // c.n_head, device=w.device, dtype=w.dtype) for _ in range(c.n_layer)]
+    dtype = torch.float32 if w.device.type == 'cpu' else w.dtype
+    return [KVCache(batch_size, c.n_head, max_len, c.n_embd // c.n_head, device=w.device, dtype=dtype) for _ in range(c.n_layer)]
 
 @patch
 def next_logits(self:GPT, idx, caches:list=None): # all tokens so far (B, T), any T; caches that hold the first of them
@@ -348,7 +351,7 @@ def stream(self:GPT, idx, max_new_tokens:int, temperature:float=1.0, do_sample:b
 # %% ../nbs/02_model.ipynb #3227ed9f
 def draw(logits, temperature:float=1.0, do_sample:bool=False, top_k:int=None, top_p:float=None, generator=None):
     "The best token of each row of `logits` (B, V), or one drawn at random: LongTensor (B,)."
-    if not do_sample or temperature == 0: return logits.argmax(-1)
+    if not do_sample or temperature == 0: return logits.float().argmax(-1)       # float: slow in bfloat16
     probs = filter_logits(logits.float(), temperature, top_k, top_p).softmax(-1)
     return torch.multinomial(probs, num_samples=1, generator=generator)[:, 0]
 
