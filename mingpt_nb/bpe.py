@@ -432,6 +432,8 @@ class BPETokenizer:
         if getattr(idx, 'ndim', 1) != 1: raise ValueError(f'decode takes a 1-D tensor of ids, got shape {tuple(idx.shape)}')
         return self.encoder.decode(idx)
 
+    def save(self, folder): self.encoder.save(folder)
+
 # %% ../nbs/00_bpe.ipynb #ce8fa6ed
 def word_counts(
     text, # one text, or several
