@@ -3,23 +3,39 @@ PYTHON ?= python3
 BIN := .venv/bin
 META := settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test docs readme outputs clean
+.PHONY: demo test check docs smalldocs preview readme outputs clean
 
 demo: .venv/demo  ## train a GPT to add, and test it
 	$(BIN)/mingpt-nb adder
 
-# Chapters run side by side, and the threads that torch starts in each would fight over the same cores.
+# Chapters run side by side, and the threads that torch starts in each would fight over the same cores. They run in a copy, where
+# their outputs are kept for `make check`.
 test: export OMP_NUM_THREADS = 1
 test: .venv/dev  ## run all chapters, then the tests
-	PYTHONWARNINGS=error $(BIN)/nbdev-test --timing
+	rm -rf _run && cp -R nbs _run
+	PYTHONWARNINGS=error $(BIN)/nbdev-test _run --save --timing
 	$(BIN)/pytest -q
 
-docs: .venv/dev  ## render the site into _docs
+check: .venv/dev  ## after make test: did the chapters print what the pages show?
+	@test -d _run || { echo "run 'make test' first" >&2; exit 1; }
+	$(BIN)/python -m mingpt_nb.book check nbs _run
+
+docs: .venv/dev  ## render the site into _docs, with Quarto where it is installed
+	rm -rf _proc _docs
+	if command -v quarto > /dev/null; then $(BIN)/nbdev-docs; else $(MAKE) smalldocs; fi
+	$(BIN)/python -m mingpt_nb.book finish _docs
+
+smalldocs:
 	$(BIN)/python -c "from nbdev.serve import proc_nbs; proc_nbs()"
-	$(BIN)/smalldocs render _proc
+	$(BIN)/python -c "from smalldocs.site import build; build('_proc', quiet=True)"
+	mv _proc/_docs _docs
+
+preview: docs  ## render the site and serve it until Ctrl-C
+	@echo "The book is at http://127.0.0.1:3000"
+	$(BIN)/python -m http.server 3000 --bind 127.0.0.1 --directory _docs
 
 readme: .venv/dev  ## write README.md from nbs/index.ipynb
-	$(BIN)/python -m mingpt_nb.book nbs/index.ipynb README.md
+	$(BIN)/python -m mingpt_nb.book readme nbs/index.ipynb README.md
 
 outputs: export OMP_NUM_THREADS = 1
 outputs: .venv/dev  ## export the chapters, run them, and save what they print and draw
@@ -28,7 +44,7 @@ outputs: .venv/dev  ## export the chapters, run them, and save what they print a
 	$(BIN)/nbdev-clean
 
 clean:
-	rm -rf .venv _proc _docs build dist *.egg-info
+	rm -rf .venv _proc _docs _run build dist *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

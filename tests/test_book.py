@@ -10,7 +10,7 @@ import pytest
 from mingpt_nb.book import to_markdown
 
 ROOT = Path(__file__).parents[1]
-CHAPTERS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+CHAPTERS = [p for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')) if 'default_exp' in p.read_text(encoding='utf-8')]
 
 
 def code_cells(path):

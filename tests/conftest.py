@@ -1,0 +1,53 @@
+"The rendered site and a browser, for the tests that need them."
+import functools
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='session')
+def docs(tmp_path_factory):
+    "The folder of the site, rendered from a copy of the notebooks."
+    smalldocs = pytest.importorskip('smalldocs.site', reason='smalldocs needs Python 3.11')
+    from mingpt_nb.book import finish_site
+    tmp = tmp_path_factory.mktemp('site')
+    shutil.copytree(ROOT/'nbs', tmp/'nbs', ignore=shutil.ignore_patterns('out', '.*'))
+    shutil.copy(ROOT/'pyproject.toml', tmp)
+    subprocess.run([sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs()'], cwd=tmp, check=True)
+    smalldocs.build(tmp/'_proc', quiet=True)
+    finish_site(tmp/'_proc/_docs')
+    return tmp/'_proc/_docs'
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+
+    def log_message(self, *args): pass
+
+
+@pytest.fixture(scope='session')
+def site(docs):
+    "The address of the site on this machine."
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=docs)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}/'
+        server.shutdown()
+
+
+@pytest.fixture(scope='session')
+def browser():
+    "Chromium, driven by Playwright."
+    playwright = pytest.importorskip('playwright.sync_api', reason='Playwright is not installed')
+    found = list(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))))
+    if not found: pytest.skip('no Chromium is installed')
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=found[0], args=['--no-sandbox'])
+        yield browser
+        browser.close()

@@ -1,0 +1,154 @@
+"""The site as a reader gets it: no page asks another host for anything, every link leads somewhere, and everybody can read it."""
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin
+
+import pytest
+
+LOOK = '''() => ({
+    ids: [...document.querySelectorAll('[id], a[name]')].map(e => e.id || e.name),
+    links: [...document.querySelectorAll('a[href]')].map(e => e.href),
+    bare: [...document.querySelectorAll('img')].filter(e => !e.alt && e.getAttribute('role') != 'presentation').map(e => e.src.slice(0, 80)),
+    headings: [...document.querySelectorAll('main h1, main h2, main h3, main h4, main h5, main h6')].map(e => [+e.tagName[1], e.textContent]),
+    raw: [...document.querySelectorAll('main p, main li, main td, .math')].flatMap(e => {
+        e = e.cloneNode(true); e.querySelectorAll('code').forEach(c => c.remove());
+        return e.textContent.match(/\\\\[(\\[]|\\\\(frac|sum|sqrt|text)\\b/g) || [] }),
+})'''
+WIDTHS = 390, 1280
+
+
+def overflow(page):
+    "How many pixels the page is wider than the window, and the elements that stick out."
+    return page.evaluate('''() => {
+        const width = document.documentElement.clientWidth, extra = document.documentElement.scrollWidth - width;
+        const out = extra > 0 ? [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > width + 1) : [];
+        return [extra, out.slice(0, 5).map(e => e.outerHTML.slice(0, 100))];
+    }''')
+
+
+@pytest.fixture(scope='module')
+def pages(site, docs, browser):
+    "What one visit to each page shows: {file: facts}."
+    found = {}
+    context = browser.new_context()
+    page = context.new_page()
+    for path in sorted(docs.rglob('*.html')):
+        name = path.relative_to(docs).as_posix()
+        facts = found[name] = dict(console=[], failed=[], requests=[])
+        handlers = {
+            'console': lambda m: m.type in ('error', 'warning') and facts['console'].append(m.text),
+            'pageerror': lambda e: facts['console'].append(str(e)),
+            'request': lambda r: facts['requests'].append(r.url),
+            'requestfailed': lambda r: facts['failed'].append(r.url),
+            'response': lambda r: r.status >= 400 and facts['failed'].append(r.url)}
+        for event, handler in handlers.items(): page.on(event, handler)
+        page.set_viewport_size(dict(width=WIDTHS[1], height=900))
+        page.goto(site + name, wait_until='networkidle' if name.startswith('playground') else 'load')
+        facts.update(page.evaluate(LOOK), wide=overflow(page))
+        page.set_viewport_size(dict(width=WIDTHS[0], height=800))
+        facts['narrow'] = overflow(page)
+        for event, handler in handlers.items(): page.remove_listener(event, handler)
+    context.close()
+    return found
+
+
+def test_all_chapters_are_there(pages, docs):
+    sources = {p.stem for p in (Path(__file__).parents[1]/'nbs').glob('*.ipynb')}
+    assert sources <= {Path(name).stem for name in pages}
+    llms = (docs/'llms.txt').read_text(encoding='utf-8')
+    assert not [s for s in sources if f'{s}.llms.md' not in llms or not (docs/f'{s}.llms.md').exists()]
+
+
+def test_no_errors_in_the_console_and_no_failed_requests(pages):
+    assert not {name: f['console'] + f['failed'] for name, f in pages.items() if f['console'] or f['failed']}
+
+
+def test_nothing_is_fetched_from_another_host(pages, site):
+    other = {url for f in pages.values() for url in f['requests'] if not url.startswith((site, 'data:', 'blob:'))}
+    assert not other
+    assert all(f['requests'] for f in pages.values())
+
+
+def test_every_internal_link_leads_somewhere(pages, site, docs):
+    broken = []
+    for name, facts in pages.items():
+        for link in set(facts['links']):
+            if not link.startswith(site): continue
+            url, anchor = urldefrag(link)
+            target = unquote(url.split('?')[0].removeprefix(site)) or 'index.html'
+            if not (docs/target).is_file() or anchor and target in pages and unquote(anchor) not in pages[target]['ids']:
+                broken.append(f'{name} -> {target}#{anchor}')
+    assert not broken
+
+
+def test_names_lead_to_their_definitions(pages, site):
+    assert site + '01_attention.html#kvcache' in pages['02_model.html']['links']
+    assert site + '01_attention.html#causalselfattention' in pages['01_attention.html']['links']
+
+
+def test_each_chapter_opens_in_colab_and_shows_its_source(pages):
+    for name, facts in pages.items():
+        if not name[:2].isdigit(): continue
+        notebook = f'github.com/mingpt-nb/mingpt_nb/blob/main/nbs/{Path(name).stem}.ipynb'.replace('github.com', '{}', 1)
+        for host in 'https://github.com', 'https://colab.research.google.com/github':
+            assert notebook.format(host) in facts['links'], (name, notebook.format(host))
+
+
+def test_every_image_has_alt_text(pages):
+    assert not {name: f['bare'] for name, f in pages.items() if f['bare']}
+
+
+def test_headings_do_not_skip_levels(pages):
+    skips = [(name, text) for name, f in pages.items() for (a, _), (b, text) in zip([[0, '']] + f['headings'], f['headings']) if b > a + 1]
+    assert not skips
+    assert not {name: f['headings'] for name, f in pages.items() if [level for level, _ in f['headings']].count(1) != 1}
+
+
+def test_formulas_are_mathml(pages, docs):
+    assert not {name: f['raw'] for name, f in pages.items() if f['raw']}
+    assert '<math' in (docs/'01_attention.html').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('width', ['narrow', 'wide'])
+def test_nothing_is_wider_than_the_window(pages, width):
+    assert not {name: f[width] for name, f in pages.items() if f[width][0] > 0}
+
+
+def test_search_finds_a_definition(site, browser):
+    page = browser.new_page(viewport=dict(width=1280, height=900))
+    page.goto(site)
+    page.get_by_role('searchbox', name='Search').fill('CausalSelfAttention')
+    result = page.locator('.smalldocs-search-results a[href*="causalselfattention"]').first
+    result.wait_for(timeout=5000)
+    result.click()
+    page.wait_for_url('**/01_attention.html#causalselfattention*')
+    page.close()
+
+
+# Contrast is slow to judge and code repeats a few colours: three pieces of each are enough.
+FEWER = '''() => {
+    const seen = {};
+    for (const e of document.querySelectorAll('pre code span')) {
+        const kind = e.className + e.getAttribute('style');
+        seen[kind] = (seen[kind] || 0) + 1;
+        if (seen[kind] > 3) e.replaceWith(...e.childNodes);
+    }
+}'''
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_axe_finds_no_serious_barrier(pages, site, browser, scheme):
+    "All rules in light mode; those that depend on colour in dark mode."
+    axe_playwright = pytest.importorskip('axe_playwright_python', reason='axe-core is not installed')
+    axe = (Path(axe_playwright.__file__).parent/'axe.min.js').read_text(encoding='utf-8')
+    options = dict(resultTypes=['violations'], **({'runOnly': ['color-contrast', 'link-in-text-block']} if scheme == 'dark' else {}))
+    context = browser.new_context(color_scheme=scheme, viewport=dict(width=1280, height=900))
+    page, found = context.new_page(), {}
+    for name in pages:
+        page.goto(site + name)
+        page.evaluate(FEWER)
+        page.evaluate(axe)
+        for v in page.evaluate('options => axe.run(document, options)', options)['violations']:
+            if v['impact'] in ('serious', 'critical'):
+                found.setdefault(f"{v['id']}: {v['help']}", []).extend((name, n['target'], n['failureSummary'][:200]) for n in v['nodes'][:3])
+    context.close()
+    assert not found
