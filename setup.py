@@ -35,7 +35,7 @@ setup(
     package_data={cfg["lib_path"]: ["data/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
-    extras_require={extra: lines(f"{extra}_requirements") for extra in ("hf", "plot", "dev")},
+    extras_require={extra: lines(f"{extra}_requirements") for extra in ("hf", "plot", "tensorboard", "dev")},
     entry_points={
         "console_scripts": lines("console_scripts"),
         "nbdev": [f"{cfg['lib_path']} = {cfg['lib_path']}._modidx:d"],

@@ -229,6 +229,7 @@ def main(
     "Train a GPT to add, and test it: `--data.ndigit=3`, and any other field of `get_config`. Returns the trainer."
     config = get_config()
     config.merge_from_args(sys.argv[1:] if args is None else args)
+    config.trainer.work_dir = config.trainer.work_dir or config.system.work_dir
     trainer = build(config)
     print(config)
     setup_logging(config)

@@ -170,7 +170,7 @@ class BF16Linear(nn.Linear):
 def bf16_linear(model:nn.Module):
     "Let all linear layers of `model` multiply in bfloat16, in place. Parameters, their names and their types stay."
     for m in model.modules():
-        if type(m) is nn.Linear: m.__class__ = BF16Linear
+        if isinstance(m, nn.Linear): m.__class__ = BF16Linear
 
 # %% ../nbs/06_chargpt.ipynb #6cea8682
 def orthogonalise(
@@ -286,9 +286,14 @@ class Watch:
         loss = row['eval_loss']
         print(f'step {row["iter"] + 1}: held-out loss {loss:.3f} nats, {bits_per_character(loss):.3f} bits per character')
         print(write_text(trainer.model, tokenizer, **self.sample), end='\n\n')
-        if loss < self.best:
-            self.best, self.step = loss, row['iter'] + 1
-            save_model(trainer.model, self.folder, tokenizer)
+        self.recall(trainer.history[:-1])                                # a resumed run has a past
+        if loss < self.best: save_model(trainer.model, self.folder, tokenizer)
+        self.recall(trainer.history)
+
+    def recall(self, history):
+        "Take the lowest held-out loss so far, and the steps that it took, from the history."
+        for row in history:
+            if row.get('eval_loss', self.best) < self.best: self.best, self.step = row['eval_loss'], row['iter'] + 1
 
 # %% ../nbs/06_chargpt.ipynb #1e76421c
 def report(
@@ -297,6 +302,7 @@ def report(
     folder, # where the picture goes
 ):
     "Print the losses in nats and bits per character and what was written where; write training.png."
+    watch.recall(trainer.history)
     for name, loss in ('training', trainer.eval(trainer.train_dataset)), ('held-out', trainer.eval()), ('lowest held-out', watch.best):
         print(f'{name} loss: {loss:.3f} nats, {bits_per_character(loss):.3f} bits per character')
     print(f'model of step {watch.step}: {watch.folder}')
@@ -313,6 +319,7 @@ def main(
     args, config = list(sys.argv[1:] if args is None else args), get_config()
     if args and not args[0].startswith('--'): config.text.file = args.pop(0)
     config.merge_from_args(args)
+    config.trainer.work_dir = config.trainer.work_dir or config.system.work_dir
     try: trainer = build(config)
     except (OSError, ValueError) as e: raise ConfigError(str(e)) from e
     print(f'{config}{len(trainer.train_dataset.data):,} characters to train on, {len(trainer.eval_dataset.data):,} held out')

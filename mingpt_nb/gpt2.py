@@ -7,12 +7,12 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/gpt2.html.md"""
 # %% auto #0
 __all__ = ['HF_NAMES', 'HF_ALIASES', 'HF_DEFAULTS', 'HF_FIXED', 'CONV1D', 'HOMES', 'END', 'read_config', 'our_name',
            'read_tensors', 'read_json', 'weight_files', 'blank', 'fill', 'cached_folder', 'find_folder',
-           'load_pretrained', 'is_tied', 'hf_config', 'hf_state', 'to_hf', 'save_pretrained', 'next_tokens', 'windows',
-           'surprise', 'perplexity', 'pieces', 'surprise_html', 'prompt_ids', 'stream_text', 'read_tokenizer', 'load',
-           'get_config', 'split_prompt', 'main']
+           'load_pretrained', 'is_tied', 'hf_config', 'hf_state', 'to_hf', 'save_chars_for_hf', 'save_pretrained',
+           'next_tokens', 'windows', 'surprise', 'perplexity', 'pieces', 'surprise_html', 'prompt_ids', 'stream_text',
+           'read_tokenizer', 'load', 'get_config', 'split_prompt', 'main']
 
 # %% ../nbs/05_gpt2.ipynb #a588d1ec
-import codecs, html, json, math, pickle, sys, zipfile
+import codecs, copy, html, json, math, pickle, sys, zipfile
 from itertools import chain, takewhile
 from pathlib import Path
 import torch
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 # %% ../nbs/05_gpt2.ipynb #025941d4
-from .bpe import Encoder, get_encoder, load_tokenizer, look_up
+from .bpe import CharTokenizer, Encoder, get_encoder, load_tokenizer, look_up
 from .model import ACTIVATIONS, GPT, check_ids, check_sampling, default_config
 from .trainer import _write, load_model
 from .utils import CfgNode, ConfigError, cli, need, pick_device
@@ -236,6 +236,18 @@ def to_hf(model:GPT):
 # %% ../nbs/05_gpt2.ipynb #8be559ee
 END = '<|endoftext|>'
 
+_CHARS = {'tokenizer.json': dict(version='1.0', added_tokens=[], decoder=dict(type='Fuse'), model=dict(type='BPE', merges=[])),
+          'tokenizer_config.json': dict(tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False)}
+
+def save_chars_for_hf(
+    tokenizer, # a CharTokenizer
+    folder,
+):
+    "Write tokenizer.json and tokenizer_config.json, with which transformers' `AutoTokenizer` makes each character a token."
+    for name, text in copy.deepcopy(_CHARS).items():
+        if 'model' in text: text['model']['vocab'] = tokenizer.stoi
+        Path(folder, name).write_text(json.dumps(text), encoding='utf-8')
+
 def save_pretrained(
     model:GPT,
     folder, # made if it is not there
@@ -246,8 +258,9 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     end = getattr(tokenizer, 'special_tokens', {END: 50256} if model.config.vocab_size == 50257 else {}).get(END)
     if tokenizer is not None:
+        for name in _CHARS: (folder/name).unlink(missing_ok=True)   # another tokenizer's, which would be read first
         tokenizer.save(folder)
-        (folder/'tokenizer.json').unlink(missing_ok=True)        # another tokenizer's, which would be read first
+        if isinstance(tokenizer, CharTokenizer): save_chars_for_hf(tokenizer, folder)
     tensors = {n: t.contiguous() for n, t in hf_state(model).items()}
     _write(folder/'config.json', lambda p: p.write_text(json.dumps(hf_config(model, end), indent=2), encoding='utf-8'))
     _write(folder/'model.safetensors', lambda p: save_file(tensors, str(p), metadata={'format': 'pt'}))
@@ -370,6 +383,7 @@ def read_tokenizer(
         except FileNotFoundError: return None
     found = read_json(path)
     model, before = found.get('model', {}), found.get('pre_tokenizer') or {}
+    if model.get('merges') == [] and not before: return load_tokenizer(folder)     # characters
     if (model.get('type'), before.get('type')) != ('BPE', 'ByteLevel'): raise ValueError(f'{path} is not a byte-level BPE')
     added = {t['content']: t['id'] for t in found.get('added_tokens', [])}
     return Encoder(model['vocab'] | added, [m.split(' ') if isinstance(m, str) else m for m in model['merges']])

@@ -212,12 +212,13 @@ COMMANDS = { # command: (module of this package, what it does)
     'adder': ('adder', 'train a GPT to add numbers, and test it'),
     'chargpt': ('chargpt', 'train a GPT on the characters of a text of yours'),
     'generate': ('gpt2', 'continue a text, with GPT-2 or a model of yours'),
+    'export': ('checkpoints', 'write a model of yours as transformers reads it'),
 }
 
 def cli(
     args:list=None, # default: `sys.argv[1:]`
 ):
-    "Run `mingpt-nb COMMAND [--field=value ...]`. `SystemExit` with a message for a mistake in the arguments."
+    "Run `mingpt-nb COMMAND [--field=value ...]`. `SystemExit` with a message for a mistake in the arguments, 130 after Ctrl-C."
     command, *rest = (sys.argv[1:] if args is None else args) or ['--help']
     if command not in COMMANDS:
         usage = 'usage: mingpt-nb COMMAND [--field=value ...]\n\n' + '\n'.join(f'  {k:10} {text}' for k, (_, text) in COMMANDS.items())
@@ -225,3 +226,4 @@ def cli(
         raise SystemExit(f'mingpt-nb: no command {command!r}\n{usage}')
     try: importlib.import_module(f'mingpt_nb.{COMMANDS[command][0]}').main(rest)
     except ConfigError as e: raise SystemExit(f'mingpt-nb {command}: {e}') from None
+    except KeyboardInterrupt: raise SystemExit(130) from None

@@ -31,7 +31,7 @@ def short_run(tmp_path_factory):
 
 def test_command_trains_and_writes(short_run):
     folder, out = short_run
-    assert sorted(p.name for p in folder.iterdir()) == ['args.txt', 'config.json', 'model', 'training.png']
+    assert sorted(p.name for p in folder.iterdir()) == ['args.txt', 'config.json', 'metrics.jsonl', 'model', 'training.png']
     assert 'of 20 held-out problems right' in out and out.count(' right\n') + out.count('WRONG') == 10
     assert (folder/'training.png').read_bytes()[:4] == b'\x89PNG'
 

@@ -30,7 +30,7 @@ def chargpt(*args, **kw): return run('-m', 'mingpt_nb.chargpt', *args, *SMALL, *
 def test_command_with_a_file(tmp_path):
     (tmp_path/'input.txt').write_text(TEXT, encoding='utf-8')
     out, _ = chargpt('input.txt', cwd=tmp_path)
-    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['args.txt', 'config.json', 'model', 'training.png']
+    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['args.txt', 'config.json', 'metrics.jsonl', 'model', 'training.png']
     assert 'step 3: held-out loss' in out and 'lowest held-out loss' in out and 'bits per character' in out
     model, tok = load_model(tmp_path/'out'/'model')
     assert tok.chars == sorted(set(TEXT)) and write_text(model, tok, 'It was', 5).startswith('It was')
