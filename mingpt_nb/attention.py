@@ -64,17 +64,15 @@ class KVCache:
 class Linear(nn.Linear):
     "`nn.Linear` that multiplies up to 8 rows as `weight @ rows.T`: faster in float32 with MKL, where the weights are large."
     def forward(self, x):
+        small = self.in_features * self.out_features < 2**18                       # stays in the processor's cache
+        if small or torch.is_grad_enabled(): return super().forward(x)
         n = x.numel() // self.in_features
-        if n > 8 or torch.is_grad_enabled() or not self._is_slow_for_rows(x): return super().forward(x)
+        if n > 8 or x.dtype != torch.float32 or not (x.is_cpu and torch.backends.mkl.is_available()): return super().forward(x)
         rows = x.reshape(n, self.in_features)
         if n == 1: rows = rows.repeat(2, 1)
         parts = [self.weight @ part.T for part in rows.chunk(1 if n <= 4 else 2)]  # (out, at most 4): more is slower again
         y = torch.cat(parts, dim=1).T[:n].reshape(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
-
-    def _is_slow_for_rows(self, x):
-        large = self.weight.numel() >= 2**18                                       # smaller ones stay in the processor's cache
-        return large and x.is_cpu and x.dtype == torch.float32 and torch.backends.mkl.is_available()
 
 # %% ../nbs/01_attention.ipynb #f16c581b
 class CausalSelfAttention(nn.Module):
