@@ -7,9 +7,9 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/bpe.html.md"""
 # %% auto #0
 __all__ = ['DATA', 'SHA256', 'FILE_NAMES', 'look_up', 'CharTokenizer', 'bytes_to_unicode', 'get_pairs', 'merge_pair', 'read_data',
            'read_merges', 'unicode_ranges', 'char_class', 'splitter', 'split_words', 'merge_short', 'merge_long',
-           'cut_apart', 'Words', 'merge_tables', 'Vocabulary', 'Merger', 'check_text', 'slices', 'pick_special',
-           'Codec', 'find_files', 'Encoder', 'save_chars', 'load_tokenizer', 'encoder_from_merges', 'get_encoder',
-           'BPETokenizer', 'word_counts', 'learn_merges', 'train_bpe']
+           'cut_apart', 'han_cut', 'Words', 'merge_tables', 'Vocabulary', 'Merger', 'check_text', 'slices',
+           'pick_special', 'Codec', 'find_files', 'Encoder', 'save_chars', 'load_tokenizer', 'encoder_from_merges',
+           'get_encoder', 'BPETokenizer', 'word_counts', 'learn_merges', 'train_bpe']
 
 # %% ../nbs/00_bpe.ipynb #ad1b685c
 import bz2, hashlib, heapq, json, re
@@ -133,21 +133,23 @@ def char_class(
 @lru_cache
 def splitter(
     top:int, # no letters, numbers or white space above this code point
+    first:str='', # an alternative to put in front, with its |
 ):
     "GPT-2's splitting pattern, compiled by `re`."
     l, n, s = (char_class(kind, top) for kind in 'LNS')
     o = f'^{l}{n}{s}'                                                     # others
-    return re.compile(f" (?:[{l}]+|[{n}]+|[{o}]+)|[{l}]+|'(?:[stmd]|re|ve|ll)|[{o}]+|[{n}]+|[{s}]+(?![^{s}])|[{s}]+")
+    return re.compile(f"{first} (?:[{l}]+|[{n}]+|[{o}]+)|[{l}]+|'(?:[stmd]|re|ve|ll)|[{o}]+|[{n}]+|[{s}]+(?![^{s}])|[{s}]+")
 
 # %% ../nbs/00_bpe.ipynb #d1f049b0
 _RARE = re.compile('[\U00010000-\U0001f10c\U0001fb00-\U0010ffff]')   # the rest above U+FFFF, emoji, has no letters or numbers
 
 def split_words(
     text:str,
+    first:str='', # for `splitter`, where `text` is not ASCII
 ) -> list:
     "`text` cut into words as GPT-2 cuts it; joined, they are `text` again."
-    top = 0x7f if text.isascii() else 0x10ffff if _RARE.search(text) else 0xffff
-    return splitter(top).findall(text)
+    if text.isascii(): return splitter(0x7f).findall(text)
+    return splitter(0x10ffff if _RARE.search(text) else 0xffff, first).findall(text)
 
 # %% ../nbs/00_bpe.ipynb #2a5eec35
 def merge_short(
@@ -195,6 +197,16 @@ def cut_apart(
     "`raw` cut between characters, wherever no token can cross."
     cuts = [i for i, pair in enumerate(zip(raw, raw[1:]), 1) if pair not in joined and pair[1] & 0xc0 != 0x80]
     return [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)])]
+
+# %% ../nbs/00_bpe.ipynb #39812bdd
+@lru_cache
+def han_cut(
+    joined:frozenset, # as for `cut_apart`
+) -> str:
+    "An alternative for `splitter` that ends a word between two Chinese characters where no token can cross."
+    ends = {a for a, b in joined if 0xe4 <= b <= 0xe9}
+    risky = ''.join(chr(c) for c in range(0x4e00, 0xa000) if c & 0x3f | 0x80 in ends)
+    return f' ?[{risky}\u9fff]*[\u4e00-\u9fff](?<![{risky}\u9fff])(?=[\u4e00-\u9fff])|'          # one more, so that [] is not empty
 
 # %% ../nbs/00_bpe.ipynb #577b95e7
 class Words(dict):
@@ -249,7 +261,11 @@ class Vocabulary:
         return {i: to_bytes(token) for i, token in self.decoder.items()}
 
     @cached_property
-    def joined(self) -> set: return set(chain.from_iterable(zip(t, t[1:]) for t in self.token_bytes.values()))
+    def joined(self) -> set:                                              # two bytes become neighbours when a merge joins them
+        return {(self.byte_decoder[a[-1]], self.byte_decoder[b[0]]) for a, b in self.bpe_ranks}
+
+    @cached_property
+    def first_cut(self) -> str: return han_cut(frozenset(self.joined))
 
 # %% ../nbs/00_bpe.ipynb #d5b328bf
 class Merger(Vocabulary):
@@ -319,7 +335,8 @@ def pick_special(
 class Codec(Merger):
     "Takes text to ids and ids to text."
     def encode_ordinary(self, text:str) -> list:
-        words = chain.from_iterable(map(split_words, slices(text)))
+        first = '' if text.isascii() else self.first_cut
+        words = chain.from_iterable(map(split_words, slices(text), repeat(first)))
         return list(chain.from_iterable(map(self.cache.__getitem__, words)))
 
     def encode(self, text:str, allowed_special=(), errors:str='strict') -> list:

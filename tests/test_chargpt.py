@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from mingpt_nb.chargpt import CharDataset, build, code_points, encode_file, encode_text, file_tokenizer, get_config, read_pieces, write_text
 from mingpt_nb.bpe import CharTokenizer
+from mingpt_nb.data import HEADER, TokenFile
 from mingpt_nb.trainer import load_model
 from mingpt_nb.utils import CfgNode
 
@@ -97,7 +98,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     n, vocab, peak, right = run('-c', LARGE, cwd=tmp_path)[0].split()
     assert int(n) == 200 * 400 * len(TEXT) and int(vocab) == len(set(TEXT)) and right == 'True'
     assert int(peak) < 80, f'{peak} MiB for a file of {os.path.getsize(tmp_path/"large.txt") >> 20} MiB'
-    assert os.path.getsize(tmp_path/'ids.bin') == int(n) and sorted(p.name for p in tmp_path.iterdir()) == ['ids.bin', 'large.txt']
+    assert os.path.getsize(tmp_path/'ids.bin') == HEADER + int(n) and sorted(p.name for p in tmp_path.iterdir()) == ['ids.bin', 'large.txt']
 
 
 def test_a_mapped_text_gives_the_same_batches(tmp_path):
@@ -108,7 +109,7 @@ def test_a_mapped_text_gives_the_same_batches(tmp_path):
         c.merge_from_dict(dict(text=dict(file=str(tmp_path/'t'), map_above=limit), data=dict(block_size=8), model=dict(model_type='gpt-nano'),
                                system=dict(work_dir=str(tmp_path/'out')), trainer=dict(max_iters=3, batch_size=4, device='cpu', eval_every=None)))
         runs.append(build(c))
-    assert isinstance(runs[0].train_dataset.ids, np.memmap) and not isinstance(runs[1].train_dataset.ids, np.memmap)
+    assert isinstance(runs[0].train_dataset.ids, TokenFile) and isinstance(runs[1].train_dataset.ids, np.ndarray)
     for (x, y), (x2, y2), _ in zip(runs[0].batches(), runs[1].batches(), range(5)): assert torch.equal(x, x2) and torch.equal(y, y2)
 
 
