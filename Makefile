@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 META := settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test check docs smalldocs preview readme outputs clean
+.PHONY: demo test check bench docs smalldocs preview readme outputs clean
 
 demo: .venv/demo  ## train a GPT to add, and test it
 	$(BIN)/mingpt-nb adder
@@ -19,6 +19,9 @@ test: .venv/dev  ## run all chapters, then the tests
 check: .venv/dev  ## after make test: did the chapters print what the pages show?
 	@test -d _run || { echo "run 'make test' first" >&2; exit 1; }
 	$(BIN)/python -m mingpt_nb.book check nbs _run
+
+bench: .venv/dev  ## measure against other libraries, in under 20 minutes, into benchmarks/results
+	$(BIN)/python benchmarks
 
 docs: .venv/dev  ## render the site into _docs, with Quarto where it is installed
 	rm -rf _proc _docs

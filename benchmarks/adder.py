@@ -1,18 +1,19 @@
 """Time to add: our `mingpt_nb.adder` against the naive loop, to 99% of the held-out 2-digit problems, in one run.
 
-    python benchmarks/adder.py [--ndigit 2] [--seeds 3] [--threads 1]
+    python benchmarks/adder.py [--ndigit 2] [--rounds 5] [--threads 1]
 
 The naive version does what a direct implementation does: attention written out with a mask and a softmax for each head's scores, problems made
 one by one from text, AdamW with a constant learning rate of 5e-4, dropout 0.1, batches of 64. Both have the same sizes (gpt-nano),
 problems and test. Ours runs with its default settings to the end, once; the naive one is marked every 100 steps, the marking not being
-timed, until it reaches 99% or gives up. The runs alternate, so that a noisy machine is noisy to both. Prints a table and the ratio of
-the medians.
+timed, until it reaches 99% or gives up. The runs take turns, a seed for each round. Each has a process of its own; the first row counts from the
+start of that process, imports included, the second the training alone.
 """
-import argparse, math, statistics, time
+import json, math, subprocess, sys, time
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler
+from common import OURS, main, ratios
 from mingpt_nb.adder import AdditionDataset, accuracy, build, get_config
 from mingpt_nb.utils import CfgNode, set_seed
 
@@ -93,40 +94,54 @@ def naive(ndigit, seed, target, max_steps):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
-        if step % 100 == 0:
+        if step % 100 == 0 or step == max_steps:
             seconds += time.perf_counter() - start
             right = accuracy(model, test)
             if right >= target or step >= max_steps: return seconds, step, right
             start = time.perf_counter()
 
 
-def ours(ndigit, seed):
+def ours(ndigit, seed, max_steps):
     "The same of `mingpt_nb.adder` with its default settings, run to the end."
     config = get_config()
     config.merge_from_dict(dict(system=dict(seed=seed), data=dict(ndigit=ndigit), trainer=dict(progress=False, device='cpu')))
+    if max_steps < 800: config.trainer.max_iters = max_steps
     trainer = build(config)
     start = time.perf_counter()
     trainer.run()
     return time.perf_counter() - start, trainer.iter_num, accuracy(trainer.model, trainer.eval_dataset)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--ndigit', type=int, default=2)
-    parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--target', type=float, default=0.99)
-    parser.add_argument('--max-steps', type=int, default=10000)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows = {'naive': [], 'ours': []}
-    print(f'{args.ndigit} digits, {args.threads} thread(s)\nseed  loop     seconds   steps  right')
-    for seed in range(args.seeds):
-        for name, run in (('naive', lambda: naive(args.ndigit, seed, args.target, args.max_steps)), ('ours', lambda: ours(args.ndigit, seed))):
-            rows[name].append(run())
-            print(f'{seed:4}  {name:7} {rows[name][-1][0]:8.1f} {rows[name][-1][1]:7} {rows[name][-1][2]:6.1%}', flush=True)
-    slow, fast = (statistics.median(r[0] for r in rows[name]) for name in rows)
-    print(f'median: naive {slow:.1f} s, ours {fast:.1f} s: ours takes {fast / slow:.2f} of the time')
+def in_own_process(name, seed, args):
+    "(seconds from its start, seconds of training, steps, share of the held-out problems that are right)"
+    start = time.perf_counter()
+    argv = [sys.executable, __file__, '--only', name, '--seed', seed, *(f'--{k}={getattr(args, k)}' for k in ('threads', 'ndigit', 'target', 'max_steps'))]
+    out = subprocess.run([str(a).replace('max_steps', 'max-steps') for a in argv], check=True, capture_output=True, text=True).stdout
+    result = json.loads(out.splitlines()[-1])
+    return time.perf_counter() - start - result.pop('marking'), *result.values()
 
 
-if __name__ == '__main__': main()
+def one(args):
+    "Train once, and print what `in_own_process` wants to know."
+    start = time.perf_counter()
+    train, steps, right = naive(args.ndigit, args.seed, args.target, args.max_steps) if args.only == 'naive' else ours(args.ndigit, args.seed, args.max_steps)
+    print(json.dumps(dict(marking=time.perf_counter() - start - train, train=train, steps=steps, right=right)))
+
+
+def rows(args):
+    if args.only: return one(args)
+    if args.tiny: args.max_steps, args.ndigit, args.rounds = 20, 1, 1
+    runs = {'naive': [], OURS: []}
+    for seed in range(args.rounds):
+        for name in runs:
+            runs[name].append(in_own_process(name, seed, args))
+            print('seed {}, {:9} {:5.1f} s from the start, {:5.1f} s training, {} steps, {:.1%} right'.format(seed, name, *runs[name][-1]), flush=True)
+    for i, what in enumerate(['adder to 99%, from process start', 'adder to 99%, training alone']):
+        yield from ratios(what, {name: [r[i] for r in got] for name, got in runs.items()}, per=1, unit='s', goal={'naive': 3.} if i == 0 else None,
+                          steps=[r[2] for r in runs[OURS]], steps_theirs=[r[2] for r in runs['naive']],
+                          right=[r[3] for r in runs[OURS]], right_theirs=[r[3] for r in runs['naive']])
+
+
+if __name__ == '__main__':
+    main(__doc__, rows, threads=1, ndigit=(2, 'digits of each number'), target=(0.99, 'where the naive loop stops'),
+         max_steps=(10000, 'where it gives up'), only=('', 'one of the two, for one seed'), seed=(0, 'with --only'))

@@ -4,16 +4,17 @@
     python benchmarks/bpe.py --file book.txt   # the first ten MB of a UTF-8 text of yours
     python benchmarks/bpe.py --load            # count the making of each encoder too
 
-Each round makes a new encoder, so no cache survives; the encoders take turns, and the median of the rounds counts. The seconds are
-those of the processor (time.process_time), all threads together, so that other programs on the machine disturb less. The ids must be
-equal, or the script fails. A ratio above 1 means that mingpt_nb is the faster one. Without --file the English text is the manual behind
-help() and the docstrings of the standard library and of site-packages, each docstring once: technical prose, rich in names, which
-is harder on a cache than novels are. Its characters are ASCII in the first row, as they come in the second.
+Each round makes a new encoder, so no cache survives; the encoders take turns. The seconds are those of the processor
+(time.process_time), all threads together, so that other programs on the machine disturb less. The ids must be equal, or the script
+fails. Without --file the English text is the manual behind help() and the docstrings of the standard library and of site-packages, each
+docstring once: technical prose, rich in names, which is harder on a cache than novels are. Its characters are ASCII in the first
+row, as they come in the second. Decoding is of the ids of the second text.
 """
-import argparse, ast, os, random, statistics, sys, sysconfig, time, warnings
+import ast, os, random, sysconfig, time, warnings
 os.environ.update(TOKENIZERS_PARALLELISM='false', RAYON_NUM_THREADS='1')
 from array import array
 from pathlib import Path
+from common import OURS, main, ratios, seconds
 from mingpt_nb.bpe import get_encoder
 
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -44,8 +45,11 @@ def english(size):
 
 def source(size):
     "Python source of the standard library."
-    files = sorted(Path(sysconfig.get_path('stdlib')).glob('*.py'))
-    return '\n'.join(f.read_text(encoding='utf-8', errors='replace') for f in files)[:size]
+    texts, n = [], 0
+    for f in sorted(Path(sysconfig.get_path('stdlib')).glob('*.py')):
+        texts.append(f.read_text(encoding='utf-8', errors='replace')); n += len(texts[-1])
+        if n > size: break
+    return '\n'.join(texts)[:size]
 
 
 def made_up(size, seed=0):
@@ -66,66 +70,77 @@ def made_up(size, seed=0):
 
 
 def makers():
-    "{name: function that makes a new encoder and returns (encode, how to read the ids from what it returns)}"
+    "{name: function that makes a new encoder and returns (encode, how to read the ids from what it returns, decode)}"
     ours = get_encoder()
     ranks = {b: i for i, b in ours.token_bytes.items() if i not in ours.special_tokens.values()}
     merges = list(ours.bpe_ranks)
-    made = {'mingpt_nb': lambda: (get_encoder().encode, list)}
+    def mingpt_nb():
+        enc = get_encoder()
+        return enc.encode, list, enc.decode
+    made = {OURS: mingpt_nb}
     try:
         import tiktoken
-        made['tiktoken'] = lambda: (tiktoken.Encoding('gpt2', pat_str=PATTERN, mergeable_ranks=ranks,
-                                                      special_tokens=ours.special_tokens).encode_ordinary, list)
+        def openai():
+            enc = tiktoken.Encoding('gpt2', pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=ours.special_tokens)
+            return enc.encode_ordinary, list, enc.decode
+        made['tiktoken'] = openai
     except ImportError: print('tiktoken is not installed')
     try:
-        from tokenizers import Tokenizer, models, pre_tokenizers
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
         def hugging_face():
             tok = Tokenizer(models.BPE(ours.encoder, merges))
-            tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            return tok.encode, lambda encoding: encoding.ids
+            tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+            return tok.encode, lambda encoding: encoding.ids, tok.decode
         made['tokenizers'] = hugging_face
     except ImportError: print('tokenizers is not installed')
     return made
 
 
-def measure(text, makers, rounds, load):
-    "{name: median seconds}, taking turns, a new encoder each time; fails where the ids differ."
+def encoding(text, makers, args):
+    "{name: [seconds]}, taking turns, a new encoder each time; fails where the ids differ."
     times, expected = {name: [] for name in makers}, None
-    for _ in range(rounds):
+    for _ in range(args.rounds):
         for name, make in makers.items():
             start = time.process_time()
-            encode, read = make()
-            if not load: start = time.process_time()
+            encode, read, _ = make()
+            if not args.load: start = time.process_time()
             result = encode(text)
             times[name].append(time.process_time() - start)
             found = array('I', read(result))
             expected = expected or found
             if found != expected: raise SystemExit(f'{name} gives other ids')
             del encode, result, read
-    return {name: statistics.median(t) for name, t in times.items()}
+    return times
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--file', help='a UTF-8 text to measure on instead')
-    parser.add_argument('--size', type=int, default=10_000_000, help='characters of English (10 million); a tenth of it for the others')
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--load', action='store_true', help='count the making of each encoder')
-    parser.add_argument('--english-only', action='store_true')
-    args = parser.parse_args()
+def decoding(text, makers, args):
+    "The same for decoding the ids of `text`."
+    ids, times = get_encoder().encode(text), {name: [] for name in makers}
+    for _ in range(args.rounds):
+        for name, make in makers.items():
+            decode, found = make()[2], []
+            times[name].append(seconds(lambda: found.append(decode(ids)), time.process_time))
+            if found[0] != text: raise SystemExit(f'{name} gives another text')
+    return times
+
+
+def rows(args):
     warnings.simplefilter('ignore')                                                 # of the sources that are read
-    if args.file: texts = {Path(args.file).name[:16]: Path(args.file).read_text(encoding='utf-8')[:args.size]}
+    size, all_makers = min(args.size, 20_000) if args.tiny else args.size, makers()
+    if args.file: texts = {Path(args.file).name[:16]: Path(args.file).read_text(encoding='utf-8')[:size]}
     else:
-        text = english(int(args.size * 1.01))
-        texts = {'English, ASCII': text.encode('ascii', 'ignore').decode()[:args.size], 'English': text[:args.size]}
-        if not args.english_only: texts |= {'Python source': source(args.size // 10)} | made_up(args.size // 10)
-    all_makers = makers()
-    others = [name for name in all_makers if name != 'mingpt_nb']
-    print(f"{'text':16} {'MB':>6} {'ours, MB/s':>11} " + ' '.join(f'{"x " + name:>14}' for name in others))
+        text = english(int(size * 1.01))
+        texts = {'English, ASCII': text.encode('ascii', 'ignore').decode()[:size], 'English': text[:size]}
+        if args.tiny: texts = dict(list(texts.items())[1:])
+        elif not args.english_only: texts |= {'Python source': source(size // 10)} | made_up(size // 10)
     for name, text in texts.items():
-        seconds = measure(text, all_makers, args.rounds, args.load)
-        mb = len(text.encode()) / 1e6
-        ratios = ' '.join(f'{seconds[other] / seconds["mingpt_nb"]:14.2f}' for other in others)
-        print(f"{name:16} {mb:6.1f} {mb / seconds['mingpt_nb']:11.1f} {ratios}", flush=True)
+        mb, times = len(text.encode()) / 1e6, encoding(text, all_makers, args)
+        yield from ratios(f'encode, {name}', times, goal={'tiktoken': 1. if name.startswith('English') else 0.5}, mb=mb)
+    for name in list(texts)[-1:] if len(texts) == 1 else ['English']:
+        yield from ratios(f'decode, {name}', decoding(texts[name], all_makers, args), mb=len(texts[name].encode()) / 1e6)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main(__doc__, rows, threads=1, file=('', 'a UTF-8 text to measure on instead'),
+         size=(10_000_000, 'characters of English (10 million); a tenth of it for the others'),
+         load=(False, 'count the making of each encoder'), english_only=(False, 'no other texts'))

@@ -3,27 +3,26 @@
     python benchmarks/chargpt.py steps    [--threads 1]            seconds per step, one change added at a time, alternating
     python benchmarks/chargpt.py losses   [--threads 1]            held-out loss after training, one change added at a time
     python benchmarks/chargpt.py sizes    [--threads 1]            loss, time and text of three model sizes with the command's settings
-    python benchmarks/chargpt.py files    [--mb 200]               MB/s and peak memory of reading a large file
+    python benchmarks/chargpt.py files    [--mb 200]       MB/s and peak memory of reading a large file
 
 All models of `steps` and `losses` have 4 layers, 4 heads, width 128, windows of 64, batches of 12, tied embeddings, no dropout. The plain loop:
 windows cut one by one and stacked, linear layers and norms without biases, AdamW as torch makes it without being asked (a loop over the parameters),
 rate 1e-3 after 100 steps of warm-up, cosine to 1e-4 over 2000 steps, betas 0.9 and 0.99, clipping at 1, the loss read at every step. Times are CPU time
 of the process (equal to elapsed time on an idle machine with one thread) and elapsed time; medians. The loss is measured at 4800 windows spread evenly over the
-last tenth of the text, not timed. Results are appended to benchmarks/results/chargpt.json.
+last tenth of the text, not timed.
 """
-import argparse, json, math, os, platform, resource, statistics, subprocess, sys, tempfile, time
-from pathlib import Path
+import math, os, subprocess, sys, tempfile, time
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from mingpt_nb.chargpt import CharDataset, Watch, bf16_linear, build, encode_file, file_tokenizer, get_config, muon_optimizer, write_text
-from mingpt_nb.data import fetch, split
+from common import OURS, alternate, main, ratios
+from mingpt_nb.chargpt import CharDataset, bf16_linear, build, encode_file, file_tokenizer, get_config, muon_optimizer, write_text
+from mingpt_nb.data import english, fetch, split
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import Trainer, lr_at
 from mingpt_nb.utils import CfgNode, set_seed
 
-OUT = Path(__file__).parent/'results'/'chargpt.json'
 T, B = 64, 12
 
 
@@ -67,7 +66,7 @@ def shakespeare():
 
 
 PLAIN = dict(learning_rate=1e-3, min_lr=1e-4, warmup_iters=100, max_iters=2000, lr_schedule='cosine', betas=(0.9, 0.99), weight_decay=0.1)
-OURS = dict(learning_rate=6e-3, min_lr=0., warmup_iters=20, max_iters=600, lr_schedule='cosine', betas=(0.9, 0.95), weight_decay=0.1)
+TUNED = dict(learning_rate=6e-3, min_lr=0., warmup_iters=20, max_iters=600, lr_schedule='cosine', betas=(0.9, 0.95), weight_decay=0.1)
 RUNGS = ['plain loop', 'one index for a batch', 'fused AdamW', 'our model and trainer', 'linear layers in bf16', 'Muon']
 
 
@@ -77,7 +76,7 @@ class Loop:
         set_seed(seed)
         self.rung, self.data, self.i = rung, data, 0
         self.c = Trainer.get_default_config()
-        self.c.merge_from_dict(dict(device='cpu', batch_size=B, seed=seed, progress=False) | (OURS if rung == 5 else PLAIN) | schedule)
+        self.c.merge_from_dict(dict(device='cpu', batch_size=B, seed=seed, progress=False) | (TUNED if rung == 5 else PLAIN) | schedule)
         if rung < 3:
             self.ids = data.ids.astype(np.int64) if rung else data.ids
             self.model, self.gen = PlainGPT(data.vocab_size), torch.Generator().manual_seed(seed)
@@ -131,49 +130,39 @@ def clock(f):
 
 
 def steps(args):
-    data, held = shakespeare()
-    loops = [Loop(r, data) for r in range(len(RUNGS))]
-    for loop in loops: [loop.step() for _ in range(5)]
-    times = [[] for _ in loops]
-    for _ in range(args.rounds):
-        for loop, t in zip(loops, times): t.append(clock(lambda: [loop.step() for _ in range(5)]))
-    rows = [dict(what=w, cpu_ms=statistics.median(c for c, _ in t) * 200, wall_ms=statistics.median(s for _, s in t) * 200) for w, t in zip(RUNGS, times)]
-    for r in rows: print(f"{r['what']:24} {r['cpu_ms']:7.1f} ms CPU {r['wall_ms']:7.1f} ms elapsed per step, {r['cpu_ms'] / rows[0]['cpu_ms']:.2f}", flush=True)
-    return rows
+    "On CPython's help texts, which need no download: which text it is makes no difference to the time."
+    data, n = CharDataset(CfgNode(block_size=T), english()), 1 if args.tiny else 5
+    loops = {rung: Loop(i, data) for i, rung in enumerate(RUNGS)}
+    times = alternate({rung: lambda loop=loop: [loop.step() for _ in range(n)] for rung, loop in loops.items()}, args.rounds, time.process_time)
+    for rung in RUNGS[1:]: yield from ratios(f'character step, {rung}', {OURS: times[rung], RUNGS[0]: times[RUNGS[0]]}, per=n * 1e-3)
 
 
 def losses(args):
     data, held = shakespeare()
-    rows = []
-    for rung, schedule in ((0, {}), (5, {}), (2, dict(OURS)), (5, dict(max_iters=700)))[args.skip:args.skip + args.runs]:
+    for rung, schedule in ((0, {}), (5, {}), (2, TUNED), (5, dict(max_iters=700)))[args.skip:args.skip + args.runs]:
         for seed in range(1337, 1337 + args.seeds):
             loop = Loop(rung, data, seed, **schedule)
             cpu, wall = clock(lambda: [loop.step() for _ in range(loop.c.max_iters)])
-            rows.append(dict(what=RUNGS[rung], seed=seed, steps=loop.c.max_iters, lr=loop.c.learning_rate, cpu_s=cpu, wall_s=wall, held_loss=held_loss(loop.model, held)))
-            print(json.dumps(rows[-1]), flush=True)
-    return rows
+            yield dict(what=RUNGS[rung], seed=seed, steps=loop.c.max_iters, lr=loop.c.learning_rate, cpu_s=cpu, wall_s=wall, held_loss=held_loss(loop.model, held))
 
 
 def sizes(args):
-    rows = []
     for name, block, batch, iters in (('gpt-nano', 64, 12, 400), ('gpt-micro', 64, 12, 400), ('gpt-mini', 64, 12, 400))[args.skip:args.skip + args.runs]:
         c = get_config()
         c.merge_from_dict(dict(data=dict(block_size=block), system=dict(work_dir=tempfile.mkdtemp()), model=dict(model_type=name, embd_pdrop=0., attn_pdrop=0., resid_pdrop=0.),
-                               trainer=dict(device='cpu', batch_size=batch, max_iters=iters, progress=False, eval_every=None)))
+                     trainer=dict(device='cpu', batch_size=batch, max_iters=iters, progress=False, eval_every=None)))
         trainer = build(c)
         cpu, wall = clock(trainer.run)
-        rows.append(dict(model=name, params=sum(p.numel() for p in trainer.model.parameters()), block_size=block, batch_size=batch, steps=iters, cpu_s=cpu, wall_s=wall,
-                         held_loss=held_loss(trainer.model, trainer.eval_dataset), text=write_text(trainer.model, trainer.train_dataset.tokenizer, 'ROMEO:', 160, temperature=0.8)))
-        print(json.dumps(rows[-1], indent=1), flush=True)
-    return rows
+        yield dict(what=name, params=sum(p.numel() for p in trainer.model.parameters()), block_size=block, batch_size=batch, steps=iters, cpu_s=cpu, wall_s=wall,
+               held_loss=held_loss(trainer.model, trainer.eval_dataset), text=write_text(trainer.model, trainer.train_dataset.tokenizer, 'ROMEO:', 160, temperature=0.8))
 
 
 def files(args):
     "Each file in a process of its own, so that its peak of memory is its own."
-    rows, code = [], ('import resource, sys, time; from mingpt_nb.chargpt import *; from mingpt_nb.utils import CfgNode; a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; t = time.process_time(); '
-                      'tok = file_tokenizer(sys.argv[1]); u = time.process_time(); ids = encode_file(sys.argv[1], tok, sys.argv[2]); v = time.process_time(); '
-                      'd = CharDataset(CfgNode(block_size=128), ids, tok); d.__getitems__(range(0, len(d), len(d) // 64)); '
-                      'print(u - t, v - u, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - a) / 1024, len(d))')
+    code = ('import resource, sys, time; from mingpt_nb.chargpt import *; from mingpt_nb.utils import CfgNode; a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; t = time.process_time(); '
+            'tok = file_tokenizer(sys.argv[1]); u = time.process_time(); ids = encode_file(sys.argv[1], tok, sys.argv[2]); v = time.process_time(); '
+            'd = CharDataset(CfgNode(block_size=128), ids, tok); d.__getitems__(range(0, len(d), len(d) // 64)); '
+            'print(u - t, v - u, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - a) / 1024, len(d))')
     english, mixed = fetch('tinyshakespeare').read_bytes(), 'Größe, цена, 価格, 🤗 and a price. '.encode()
     with tempfile.TemporaryDirectory() as d:
         for what, unit in ('ASCII', english), ('four alphabets', mixed * 20_000):
@@ -181,21 +170,9 @@ def files(args):
                 while f.tell() < args.mb * 1e6: f.write(unit)
             mb = os.path.getsize(f'{d}/t') / 1e6
             chars, ids, mib, _ = map(float, subprocess.run([sys.executable, '-c', code, f'{d}/t', f'{d}/ids.bin'], check=True, capture_output=True, text=True).stdout.split())
-            rows.append(dict(what=what, mb=mb, cpu_s=chars + ids, mb_per_cpu_s=mb / (chars + ids), peak_mib_beyond_imports=mib))
-            print(json.dumps(rows[-1]), flush=True)
-    return rows
+            yield dict(what=what, mb=mb, cpu_s=chars + ids, mb_per_cpu_s=mb / (chars + ids), peak_mib_beyond_imports=mib)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('what', choices=['steps', 'losses', 'sizes', 'files'])
-    for name, default in (('threads', 1), ('rounds', 20), ('runs', 9), ('skip', 0), ('seeds', 1), ('mb', 200)): parser.add_argument(f'--{name}', type=int, default=default)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows = globals()[args.what](args)
-    OUT.parent.mkdir(exist_ok=True)
-    old = json.loads(OUT.read_text()) if OUT.exists() else []
-    OUT.write_text(json.dumps(old + [dict(run=args.what, threads=args.threads, torch=torch.__version__, machine=platform.processor() or platform.machine(), rows=rows)], indent=1))
-
-
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main(__doc__, dict(steps=steps, losses=losses, sizes=sizes, files=files), threads=1, rounds=20, runs=(9, 'of losses and sizes'), skip=(0, 'so many of them'),
+         seeds=(1, 'of losses'), mb=(200, 'of each file'))

@@ -1,26 +1,21 @@
-"""Tokens per second of our `generate` and of Hugging Face's, greedy, on the same random weights, alternating in one process.
+"""Time per token of our `generate` and of Hugging Face's, greedy, on the same random weights, taking turns in one process.
 
     python benchmarks/generate.py                # GPT-2 124M in fp32 and bf16, a 6-layer 192-wide model, batches of 1 and 8
     python benchmarks/generate.py --only small --rounds 9
 
-Prints medians and ratios, and beside them the time that reading all weights once takes on this machine, which no decoder
-that uses each weight for each token can beat.
+At batch 1 in float32 a third one takes part, which computes all positions again for each token, as minGPT does. Beside them the
+time that reading all weights once takes on this machine, which no decoder that uses each weight for each token can beat.
 """
-import argparse
-import json
 import statistics
-import time
-
 import torch
-
+from common import OURS, alternate, main, ratios, seconds
 from mingpt_nb.gpt2 import to_hf
 from mingpt_nb.model import GPT
 
-SHAPES = {
-    '124M fp32': (dict(model_type='gpt2', vocab_size=50257, block_size=1024, tie_weights=True), torch.float32),
-    '124M bf16': (dict(model_type='gpt2', vocab_size=50257, block_size=1024, tie_weights=True), torch.bfloat16),
-    'small fp32': (dict(model_type='gpt-mini', vocab_size=65, block_size=256), torch.float32),
-}
+GPT2 = dict(model_type='gpt2', vocab_size=50257, block_size=1024, tie_weights=True)
+SHAPES = {'124M float32': (GPT2, torch.float32), '124M bfloat16': (GPT2, torch.bfloat16),
+          'small float32': (dict(model_type='gpt-mini', vocab_size=65, block_size=256), torch.float32)}
+TINY = {'tiny float32': (dict(model_type='gpt-nano', vocab_size=65, block_size=64), torch.float32)}
 
 
 def make(sizes, dtype):
@@ -28,68 +23,41 @@ def make(sizes, dtype):
     config.merge_from_dict(sizes)
     torch.manual_seed(0)
     ours = GPT(config).eval()
-    for p in ours.parameters():                # as sharp as a trained model, so that greedy text does not hang on rounding
-        p.data.mul_(3)
-    theirs = to_hf(ours).eval()
-    return ours.to(dtype), theirs.to(dtype)
+    for p in ours.parameters(): p.data.mul_(3)              # as sharp as a trained model, so that greedy text does not hang on rounding
+    return ours.to(dtype), to_hf(ours).eval().to(dtype)
 
 
-def seconds(f):
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
-
-
-def alternate(functions, rounds):
-    "Median and spread of each function's time, all functions in turn in each round."
-    for f in functions:
-        f()
-    times = [[seconds(f) for f in functions] for _ in range(rounds)]
-    return [(statistics.median(t), min(t), max(t)) for t in zip(*times)]
+def naive(model, idx, n):
+    "Greedy text with no cache."
+    for _ in range(n): idx = torch.cat((idx, model(idx)[0][:, -1:].argmax(-1)), dim=1)
+    return idx
 
 
 def read_once(model, rounds=5):
     "Seconds to read every weight once: the sum of a tensor as large as the model, in float32."
-    n = sum(p.numel() * p.element_size() for p in model.parameters()) // 4
-    block = torch.ones(n)
+    block = torch.ones(sum(p.numel() * p.element_size() for p in model.parameters()) // 4)
     return statistics.median(seconds(block.sum) for _ in range(rounds))
 
 
-def compare(name, batch, new, rounds):
-    sizes, dtype = SHAPES[name]
-    ours, theirs = make(sizes, dtype)
+def compare(name, ours, theirs, batch, new, rounds):
     prompt = torch.randint(ours.config.vocab_size, (batch, 16), generator=torch.Generator().manual_seed(1))
-    hf = lambda: theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, min_new_tokens=new,
-                                 do_sample=False, pad_token_id=0)
-    nb = lambda: ours.generate(prompt, new)
+    greedy = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
+    jobs = {OURS: lambda: ours.generate(prompt, new), 'transformers': lambda: theirs.generate(prompt, attention_mask=torch.ones_like(prompt), **greedy)}
+    if batch == 1 and 'float32' in name: jobs['minGPT-style'] = lambda: naive(ours, prompt, new)
     with torch.inference_mode():
-        (t_nb, *spread_nb), (t_hf, *spread_hf) = alternate([nb, hf], rounds)
-        same = (nb()[:, 16:] == hf()[:, 16:]).float().mean().item()
+        times = alternate(jobs, rounds)
+        same = (jobs[OURS]() == jobs['transformers']()).float().mean().item()
     once = read_once(ours)
-    row = dict(model=name, batch=batch, new_tokens=new, ms_per_token=1e3 * t_nb / new, ms_per_token_hf=1e3 * t_hf / new,
-               ratio=t_hf / t_nb, spread=[t_hf / s for s in spread_nb], same_tokens=same, read_once_ms=1e3 * once,
-               share_of_limit=once / (t_nb / new))
-    print(f"{name:10}  batch {batch}  ours {row['ms_per_token']:7.2f} ms/token  Hugging Face {row['ms_per_token_hf']:7.2f}  "
-          f"ratio {row['ratio']:.2f}  weights read once {row['read_once_ms']:.2f} ms = {row['share_of_limit']:.0%}  "
-          f"same tokens {same:.0%}", flush=True)
-    return row
+    yield from ratios(f'generate, {name}, batch {batch}', times, per=new * 1e-3, unit='ms/token', same_tokens=same, read_once_ms=1e3 * once,
+                      share_of_limit=once * new / statistics.median(times[OURS]), share_goal=0.6 if (name, batch) == ('124M float32', 1) else None)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', default='', help='part of a model name')
-    parser.add_argument('--batches', type=int, nargs='+', default=[1, 8])
-    parser.add_argument('--new', type=int, default=32, help='tokens to generate')
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--json', help='write the rows to this file')
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows = [compare(name, b, args.new, args.rounds) for name in SHAPES if args.only in name for b in args.batches]
-    if args.json:
-        with open(args.json, 'w') as f:
-            json.dump(rows, f, indent=1)
+def rows(args):
+    for name, shape in (TINY if args.tiny else SHAPES).items():
+        if args.only not in name: continue
+        models = make(*shape)
+        for batch in map(int, args.batches.split(',')): yield from compare(name, *models, batch, 4 if args.tiny else args.new, args.rounds)
 
 
 if __name__ == '__main__':
-    main()
+    main(__doc__, rows, only=('', 'part of a model name'), batches=('1,8', 'sizes, with commas between'), new=(32, 'tokens to generate'))

@@ -6,11 +6,12 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/book.html.md"""
 
 # %% auto #0
 __all__ = ['COLORS', 'STYLE', 'subplots', 'heat', 'read_as_book', 'headings_first', 'definitions', 'link_names', 'page_links',
-           'BookPage', 'mathml', 'make_local', 'finish_site', 'same_output', 'printed', 'changed_outputs',
-           'check_outputs', 'to_markdown', 'main']
+           'BookPage', 'mathml', 'make_local', 'fit_screens', 'finish_site', 'same_output', 'printed',
+           'changed_outputs', 'check_outputs', 'to_markdown', 'main']
 
 # %% ../nbs/92_book.ipynb #27b83cc2
 import json, re, sys
+from base64 import b64decode
 from functools import lru_cache
 from html import unescape
 from math import isclose
@@ -135,12 +136,14 @@ def link_names(
 # %% ../nbs/92_book.ipynb #d3dcba93
 def page_links(
     name:str, # of the notebook
+    runs:bool=True, # has it a cell for the reader to run?
     repo:str='https://github.com/mingpt-nb/mingpt_nb',
 ) -> str:
     "Markdown that links to the notebook in Colab and on GitHub."
     blob = f'/blob/main/nbs/{name}'
     colab = repo.replace('github.com', 'colab.research.google.com/github')
-    return f'::: {{.page-links}}\n[Open in Colab]({colab}{blob}) · [View source]({repo}{blob})\n:::'
+    colab = f'[Open in Colab]({colab}{blob}) · ' if runs else ''
+    return f'::: {{.page-links}}\n{colab}[View source]({repo}{blob})\n:::'
 
 # %% ../nbs/92_book.ipynb #5cef42f8
 class BookPage:
@@ -150,7 +153,8 @@ class BookPage:
 
     def begin(self):
         headings_first(self.nb.cells)
-        self.nb.cells.insert(1, need('fastcore.nbio', 'dev').mk_cell(page_links(self.path.name), cell_type='markdown'))
+        runs = any(c.cell_type == 'code' and not re.match(r'#\| *hide\b', c.get('source') or '') for c in self.nb.cells)
+        self.nb.cells.insert(1, need('fastcore.nbio', 'dev').mk_cell(page_links(self.path.name, runs), cell_type='markdown'))
 
     def __call__(self, cell):
         read_as_book(cell)
@@ -177,13 +181,32 @@ def make_local(
     formula = lambda m: m[1] + mathml(unescape(m[3]), display=m[2] == '[') + '</span>'
     return _MATH.sub(formula, _REMOTE.sub('', text))
 
-# %% ../nbs/92_book.ipynb #e0e63366
+# %% ../nbs/92_book.ipynb #5c6ee778
+_FIGURE = re.compile(r'<img (?=[^>]*\bsrc="data:image/png;base64,([\w+/]{32}))')
+_SOURCE = re.compile(r'(<code class="sourceCode[^>]*>)(.*?)(?=</code>)', re.DOTALL)
+_PAD = re.compile(r'(?<![ \n])(?<!</a>)( {3,})(?=<span class="co">)')
+
+def fit_screens(
+    text:str, # a page
+) -> str:
+    "Give the stylesheet the inches of each figure, the depth of each line of code, and the spaces that only align comments."
+    inches = lambda m: f'<img style="--inches: {int.from_bytes(b64decode(m[1])[16:20], "big") / 144:.2f}" '     # a PNG's bytes 16 to 19: width
+    code = lambda m: m[1] + '\n'.join(map(_mark_line, _PAD.sub(r'<span class="pad">\1</span>', m[2]).split('\n')))
+    return _SOURCE.sub(code, _FIGURE.sub(inches, text))
+
+def _mark_line(line):
+    if not line or line.count('<span') != line.count('</span'): return line     # a string over several lines: leave it
+    return f'<span class="line" style="--depth: {len(line) - len(line.lstrip(" "))}">{line}</span>'
+
+# %% ../nbs/92_book.ipynb #9d45bc4d
 def finish_site(
     folder='_docs', # what Quarto or smalldocs wrote, changed in place
 ):
-    "Make all pages and stylesheets of the site readable without a network, and unpack the tokenizer's tables for the playground."
+    "Make all pages and stylesheets of the site readable without a network and on a phone, and unpack the tokenizer's tables for the playground."
     for path in Path(folder).rglob('*'):
-        if path.suffix in ('.html', '.css'): path.write_text(make_local(path.read_text(encoding='utf-8')), encoding='utf-8')
+        if path.suffix not in ('.html', '.css'): continue
+        text = make_local(path.read_text(encoding='utf-8'))
+        path.write_text(fit_screens(text) if path.suffix == '.html' else text, encoding='utf-8')
     if not Path(folder, 'playground').exists(): return
     for name in SHA256: Path(folder, 'playground', name.removesuffix('.bz2')).write_bytes(read_data(name).encode())
 

@@ -92,7 +92,7 @@ def get_config() -> CfgNode:
         model=GPT.get_default_config(), trainer=Trainer.get_default_config()).freeze()
     c.model.model_type = 'gpt-mini'
     c.trainer.merge_from_dict(dict(max_iters=2000, learning_rate=6e-3, lr_schedule='cosine', warmup_iters=100,
-                                   eval_every=250, eval_batches=20))
+                                   eval_every=250, eval_batches=20, dtype='float32'))      # but for what `bf16_linear` does
     return c
 
 # %% ../nbs/06_chargpt.ipynb #4ef60d57

@@ -46,7 +46,7 @@ def set_rng_state(
 # %% ../nbs/07_checkpoints.ipynb #9b833711
 #: trainer settings that may differ between a run and its continuation
 FREE = {'device', 'num_workers', 'eval_every', 'eval_batches', 'log_every', 'check_alignment', 'progress',
-        'work_dir', 'checkpoint_every', 'keep_last', 'keep_best', 'resume'}
+        'work_dir', 'checkpoint_every', 'keep_last', 'keep_best', 'resume', 'accumulate', 'compile', 'parallel'}
 
 def settings(trainer) -> dict:
     "All settings that the numbers of a run depend on, as JSON gives them back."
@@ -62,11 +62,12 @@ def trainer_state(trainer) -> dict:
     last = trainer.history[-1] if trainer.history else {}
     return dict(step=trainer.iter_num, settings=settings(trainer), clipped=trainer.clipped, history=trainer.history,
                 eval_loss=last.get('eval_loss') if last.get('iter') == trainer.iter_num - 1 else None,    # of these weights
-                rng=rng_state(trainer.device), optimizer=trainer.optimizer.state_dict())
+                rng=rng_state(trainer.device), scaler=trainer.engine.scaler.state_dict(), optimizer=trainer.engine.optimizer_state())
 
 def set_trainer_state(trainer, state:dict):
     "Put back what `trainer_state` gave. The weights must be back already."
-    trainer.optimizer.load_state_dict(state['optimizer'])
+    trainer.engine.load_optimizer(state['optimizer'])
+    if state.get('scaler'): trainer.engine.scaler.load_state_dict(state['scaler'])
     trainer.iter_num, trainer.clipped, trainer.history = state['step'], state['clipped'], state['history']
     set_rng_state(state['rng'], trainer.device)
 
@@ -129,12 +130,14 @@ def save(
     "Write weights, optimizer, random numbers, step, settings, history and tokenizer, all at once. See `Trainer.save_checkpoint`."
     if folder is None and not trainer.config.work_dir: raise ConfigError('set work_dir, or say which folder to save to')
     folder = Path(folder or Path(trainer.config.work_dir, 'checkpoints', f'step-{trainer.iter_num:08d}'))
-    state, tokenizer = trainer_state(trainer), getattr(trainer.train_dataset, 'tokenizer', None)
+    state, tokenizer, engine = trainer_state(trainer), getattr(trainer.train_dataset, 'tokenizer', None), trainer.engine
+    model = engine.whole_model()                                  # the trainer's; of many processes, one writes: chapter 08
     def write(part):
-        save_model(trainer.model, part, tokenizer if hasattr(tokenizer, 'save') else None)
+        save_model(model, part, tokenizer if hasattr(tokenizer, 'save') else None)
         torch.save(state.pop('optimizer'), part/'optimizer.pt')
         (part/'trainer.json').write_text(json.dumps(state), encoding='utf-8')
-    write_folder(folder, write)
+    if engine.rank == 0: write_folder(folder, write)
+    engine.agree(0)                                               # the others wait for it
     trainer.checkpoint = folder
     return folder
 
@@ -153,7 +156,7 @@ def load(trainer, folder):
     if differ := differences(settings(trainer), state['settings']): raise CheckpointError(f'{folder} is of another run: {differ}')
     try: state['optimizer'] = torch.load(folder/'optimizer.pt', map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as e: raise CheckpointError(f'{folder}: optimizer.pt holds more than numbers: {e}') from e
-    load_weights(trainer.model, folder/'model.safetensors')
+    trainer.engine.load_weights(folder/'model.safetensors')
     set_trainer_state(trainer, state)
     trainer.checkpoint = folder
 
@@ -215,7 +218,8 @@ class Guard:
         self.saved, self.written = trainer.iter_num, 0            # the last step that is safe; rows in metrics.jsonl
 
     def __enter__(self):
-        if self.config.work_dir:
+        self.trainer.engine.agree(0)                              # all have resumed
+        if self.config.work_dir and self.trainer.engine.rank == 0:
             Path(self.config.work_dir).mkdir(parents=True, exist_ok=True)
             set_aside(self.config.work_dir, self.trainer.iter_num)
             Path(self.config.work_dir, 'metrics.jsonl').write_text('', encoding='utf-8')
@@ -228,7 +232,7 @@ class Guard:
 def write_rows(self:Guard):
     "Append the rows of the history that metrics.jsonl lacks."
     rows = self.trainer.history[self.written:]
-    if not rows or not self.config.work_dir: return
+    if not rows or not self.config.work_dir or self.trainer.engine.rank: return
     with open(Path(self.config.work_dir, 'metrics.jsonl'), 'a', encoding='utf-8') as f: f.writelines(json.dumps(r) + '\n' for r in rows)
     self.written += len(rows)
 
@@ -236,7 +240,7 @@ def write_rows(self:Guard):
 def keep(self:Guard):
     "Save a checkpoint, and delete what it makes superfluous."
     save(self.trainer)
-    prune(self.config.work_dir, self.config.keep_last, self.config.keep_best)
+    if self.trainer.engine.rank == 0: prune(self.config.work_dir, self.config.keep_last, self.config.keep_best)
     self.saved = self.trainer.iter_num
 
 # %% ../nbs/07_checkpoints.ipynb #71aa216f
@@ -272,7 +276,9 @@ def after_step(self:Guard) -> bool: # is it time to stop?
     "Write what is due after a step."
     c = self.config
     self.write_rows()
-    if c.checkpoint_every and (self.trainer.iter_num % c.checkpoint_every == 0 or (c.keep_best and self.is_best())): self.keep()
+    agree = self.trainer.engine.agree                             # processes stop and save together
+    if agree(bool(c.checkpoint_every and (self.trainer.iter_num % c.checkpoint_every == 0 or (c.keep_best and self.is_best())))): self.keep()
+    if number := agree(self.signal or 0): self.signal = signal.Signals(number)
     return self.signal is not None
 
 # %% ../nbs/07_checkpoints.ipynb #6cc624c5
@@ -295,6 +301,7 @@ def death(self:Guard, error): # -> str or None
     if found := re.search(r'DataLoader worker \(pid.+', str(error)): return found[0].strip(' .')
     if self.config.num_workers and isinstance(error, (ConnectionError, EOFError)): return repr(error)
 
+# %% ../nbs/07_checkpoints.ipynb #5a939985
 @patch
 def _explain(self:Guard, died, error):
     t = self.trainer

@@ -239,6 +239,7 @@ END = '<|endoftext|>'
 _CHARS = {'tokenizer.json': dict(version='1.0', added_tokens=[], decoder=dict(type='Fuse'), model=dict(type='BPE', merges=[])),
           'tokenizer_config.json': dict(tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False)}
 
+# %% ../nbs/05_gpt2.ipynb #593b827a
 def save_chars_for_hf(
     tokenizer, # a CharTokenizer
     folder,

@@ -124,6 +124,11 @@ def default_config() -> CfgNode:
         work_dir=None,                                          # where checkpoints and metrics.jsonl go; None: nowhere
         checkpoint_every=None, keep_last=3, keep_best=True,     # steps between two; keep so many, and the lowest held-out loss
         resume=None,                                            # 'auto': the newest in work_dir, if any; or a checkpoint
+        # memory, precision and processes, chapter 08
+        dtype='auto',                                           # of matrix products: 'float32', 'bfloat16', 'float16'
+        accumulate=1,                                           # parts that a batch is worked off in
+        compile=False,                                          # let torch.compile make faster code, where it can
+        parallel='ddp',                                         # under torchrun: 'ddp', or 'fsdp' for models larger than a device
     ).freeze()
 
 # %% ../nbs/03_trainer.ipynb #e5885849
@@ -132,7 +137,8 @@ class Trainer:
 
     def __init__(self, config, model, train_dataset, eval_dataset=None): # the last: held-out data, for `eval`
         self.config, self.train_dataset, self.eval_dataset = config, train_dataset, eval_dataset
-        self.device = pick_device(config.device)
+        from mingpt_nb.scaling import Engine, local_device
+        self.device = local_device(pick_device(config.device))
         self.model = model.to(self.device)
         self.callbacks = defaultdict(list)
         self.seed = torch.initial_seed() if config.seed is None else config.seed
@@ -143,6 +149,7 @@ class Trainer:
         self.history = []                                       # rows: iter, loss, lr, grad_norm, or iter, eval_loss
         self.checkpoint = None                                  # folder of the last one that was saved or loaded
         for name, data in (('train_dataset', train_dataset), ('eval_dataset', eval_dataset)): _check_length(name, data)
+        self.engine = Engine(self)                              # what computes the gradients, chapter 08
 
     get_default_config = staticmethod(default_config)
 
@@ -181,23 +188,21 @@ def step(self:Trainer, x, y): # one batch, on any device
     x, y = (t.to(self.device, non_blocking=True) for t in (x, y))
     lr = lr_at(self.iter_num, c)
     for group in self.optimizer.param_groups: group['lr'] = lr
-    _, self.loss = self.model(x, y)
-    self.optimizer.zero_grad()
-    self.loss.backward()
+    self.loss = self.engine.backward(x, y)                      # zero_grad, model(x, y), loss.backward()
     limit = c.grad_norm_clip or math.inf
-    self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-    if not math.isfinite(self.loss.item() + self.grad_norm): raise TrainingDiverged(
+    self.grad_norm = self.engine.clip(limit)                    # clip_grad_norm_
+    if not (math.isfinite(self.loss.item() + self.grad_norm) or self.engine.overflowed()): raise TrainingDiverged(
         f'step {self.iter_num}: loss {self.loss.item()}, gradient norm {self.grad_norm}, learning rate {lr:.3g}; this step was '
         f'not taken. Lower the learning rate, warm up for longer, or look for bad values in the data. Last checkpoint: {self.checkpoint}')
     self.clipped += self.grad_norm > limit
-    self.optimizer.step()
+    self.engine.step()                                          # optimizer.step()
 
 # %% ../nbs/03_trainer.ipynb #41f0b685
 @patch
 def batches(self:Trainer):
     "Batches [x, y] from step `iter_num` on, without end."
     sampler = StepBatches(len(self.train_dataset), self.config.batch_size, self.seed, start=self.iter_num)
-    return DataLoader(Items(self.train_dataset, 'train_dataset', self.seed), batch_sampler=sampler, collate_fn=collate,
+    return DataLoader(Items(self.train_dataset, 'train_dataset', self.engine.data_seed()), batch_sampler=self.engine.share(sampler), collate_fn=collate,
                       num_workers=self.config.num_workers, worker_init_fn=_deaf, pin_memory=self.device.startswith('cuda'),
                       generator=torch.Generator())
 
@@ -222,7 +227,7 @@ def eval(self:Trainer,
     sampler = [(i, places[i:i + B]) for i in range(0, count, B)]
     for x, y in DataLoader(Items(data, 'eval_dataset'), batch_sampler=sampler, collate_fn=collate, generator=torch.Generator()):
         n = (y != -1).sum().item()
-        total += self.model(x.to(self.device), y.to(self.device))[1].item() * n
+        with self.engine.precision(): total += self.model(x.to(self.device), y.to(self.device))[1].item() * n
         targets += n
     self.model.train(was_training)
     return total / targets
@@ -239,7 +244,8 @@ def run(self:Trainer):
     resumed = self.iter_num == 0 and resume(self)                # a run that was complete needs nothing more
     stop = math.inf if c.max_iters is None else c.max_iters if resumed or self.iter_num < c.max_iters else self.iter_num + c.max_iters
     if self.iter_num >= stop: return
-    bar = tqdm(total=None if stop == math.inf else stop, initial=self.iter_num, unit='step', disable=None if c.progress is None else not c.progress)
+    bar = tqdm(total=None if stop == math.inf else stop, initial=self.iter_num, unit='step',
+               disable=None if c.progress is None and not self.engine.rank else bool(self.engine.rank or not c.progress))
     self.model.train()
     self.iter_time = time.time()
     with Guard(self) as guard, bar:
@@ -260,7 +266,7 @@ def _after_step(self:Trainer, bar, last):
     if self.eval_dataset is not None and (last or (c.eval_every and (n + 1) % c.eval_every == 0)):
         self.history.append(dict(iter=n, eval_loss=self.eval()))
         logger.info('step %d: loss %.4f, held-out loss %.4f', n, self.loss.item(), self.history[-1]['eval_loss'])
-    self.trigger_callbacks('on_batch_end')
+    if self.engine.rank == 0: self.trigger_callbacks('on_batch_end')     # one process speaks for all, chapter 08
     bar.update()
     self.iter_num += 1
     now = time.time()

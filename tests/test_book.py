@@ -78,3 +78,9 @@ def test_all_names_exist():
 
 def test_readme_is_the_front_page():
     assert (ROOT/'README.md').read_text(encoding='utf-8') == to_markdown(ROOT/'nbs/index.ipynb'), "run 'make readme'"
+
+
+def test_the_minutes_on_the_map_are_those_of_the_chapters():
+    rows = dict(re.findall(r'\]\((\d\d_\w+\.ipynb)\) \|.*\| (\d+) \|', (ROOT/'nbs/index.ipynb').read_text(encoding='utf-8')))
+    opening = {n: ' '.join(c.source for c in nbformat.read(ROOT/'nbs'/n, 4).cells[:4] if c.cell_type == 'markdown') for n in rows}
+    assert rows and rows == {n: re.search(r'(\d+) minutes', text)[1] for n, text in opening.items()}

@@ -1,0 +1,85 @@
+"""Run all benchmarks on this machine, and write what they found.
+
+    python benchmarks                    # `make bench`: under 20 minutes
+    python benchmarks --only bpe start   # these alone; the rows of the others are kept from the last time
+    python benchmarks --tiny --out DIR   # the smallest sizes: does it run?
+
+Writes results/MACHINE.json, a table in results/MACHINE.md and pictures beside it. Each script has a process of its own and a limit of time; the
+rows that it had written when the time was up count.
+"""
+import argparse, datetime, json, os, platform, re, subprocess, sys, tempfile, time
+from importlib import metadata
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PLAN = {'machine': ('machine.py', 60), 'start': ('start.py', 200), 'bpe': ('bpe.py --size 4000000', 200), 'train': ('train.py', 260),
+        'processes': ('train.py processes --rounds 5', 140),
+        'generate': ('generate.py', 220), 'scaling': ('scaling.py', 220), 'chargpt': ('chargpt.py steps --rounds 7', 100), 'adder': ('adder.py', 260)}
+TOTAL = 19 * 60                                                  # seconds for all of them
+
+
+def cpu_name():
+    "What the maker calls the processor."
+    try: found = re.search(r'^model name\s*: (.+)$', Path('/proc/cpuinfo').read_text(), re.M)
+    except OSError: found = None
+    if found: return found[1].strip()
+    if platform.system() == 'Darwin': return subprocess.run(['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True).stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def load():
+    "Programs that ran or waited for a core, on average over the last minute; None where the system does not tell."
+    return round(os.getloadavg()[0], 2) if hasattr(os, 'getloadavg') else None
+
+
+def versions(*names):
+    found = {'python': platform.python_version()}
+    for name in names:
+        try: found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError: pass
+    return found
+
+
+def machine():
+    cpu, cores = cpu_name(), os.cpu_count()
+    return dict(name=re.sub('[^a-z0-9]+', '-', f'{cpu} {cores} cores'.lower()).strip('-'), cpu=cpu, cores=cores, system=f'{platform.system()} {platform.machine()}',
+                versions=versions('mingpt-nb', 'torch', 'numpy', 'transformers', 'tokenizers', 'tiktoken'))
+
+
+def run(name, tiny, deadline):
+    "The rows of one script, with its command, seconds and the load around it; `failed` says what went wrong."
+    script, limit = PLAN[name]
+    with tempfile.TemporaryDirectory() as folder:
+        out, before, start = Path(folder, 'rows.json'), load(), time.perf_counter()
+        argv = [sys.executable, '-W', 'ignore', HERE/script.split()[0], *script.split()[1:], *['--tiny'] * tiny, '--json', out]
+        try: failed = subprocess.run(argv, timeout=max(1, min(limit, deadline - time.time()))).returncode
+        except subprocess.TimeoutExpired as e: failed = f'stopped after {e.timeout:.0f} s'
+        got = json.loads(out.read_text(encoding='utf-8')) if out.exists() else dict(rows=[])
+    return dict(command=f'python benchmarks/{script}', seconds=round(time.perf_counter() - start, 1), load_before=before, load_after=load(),
+                **dict(failed=failed) if failed else {}, **got)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', nargs='+', choices=list(PLAN), default=list(PLAN), metavar='NAME', help=', '.join(PLAN))
+    parser.add_argument('--tiny', action='store_true', help='the smallest sizes and two rounds')
+    parser.add_argument('--out', default=HERE/'results', type=Path, help='folder for what is written')
+    args = parser.parse_args()
+    args.out.mkdir(exist_ok=True, parents=True)
+    about, start, deadline = machine(), time.time(), time.time() + TOTAL
+    path = args.out/f'{about["name"]}.json'
+    runs = json.loads(path.read_text(encoding='utf-8'))['runs'] if path.exists() else {}
+    for name in args.only:
+        print(f'\n{name}: python benchmarks/{PLAN[name][0]}, load {load()}', flush=True)
+        runs[name] = dict(date=datetime.date.today().isoformat(), **run(name, args.tiny, deadline))
+        result = dict(machine=about, date=datetime.date.today().isoformat(), command='python benchmarks', seconds=round(time.time() - start),
+                      runs={n: runs[n] for n in PLAN if n in runs})
+        path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    import draw
+    draw.write(result, path)
+    bad = [f'{n}: {r["failed"]}' for n, r in result['runs'].items() if 'failed' in r]
+    print(f'\n{path} and what stands beside it, in {time.time() - start:.0f} s', *bad, sep='\n')
+    sys.exit(bool(bad))
+
+
+if __name__ == '__main__': main()
