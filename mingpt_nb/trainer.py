@@ -9,7 +9,7 @@ __all__ = ['logger', 'collate', 'batch_indices', 'StepBatches', 'DataError', 'It
            'Trainer', 'TrainingDiverged', 'save_model', 'load_model']
 
 # %% ../nbs/03_trainer.ipynb #e1053f1f
-import itertools, json, logging, math, signal, time, warnings
+import builtins, itertools, json, logging, math, signal, time, warnings
 from collections import defaultdict
 from pathlib import Path
 import numpy as np
@@ -119,7 +119,7 @@ def default_config() -> CfgNode:
         eval_every=None, eval_batches=None,                     # steps between evaluations; batches in each, None: all
         log_every=10,                                           # steps between rows of the history
         check_alignment=True,                                   # warn if y is not x shifted by one
-        progress=None,                                          # a bar; None: if this is a terminal
+        progress=None,                                          # a bar; None: if this is a terminal or a notebook
         # checkpoints, chapter 07
         work_dir=None,                                          # where checkpoints and metrics.jsonl go; None: nowhere
         checkpoint_every=None, keep_last=3, keep_best=True,     # steps between two; keep so many, and the lowest held-out loss
@@ -235,6 +235,12 @@ def eval(self:Trainer,
 # %% ../nbs/03_trainer.ipynb #493adca9
 logger = logging.getLogger(__name__)
 
+def _hide_bar(trainer): # True, False, or None: unless this is a terminal
+    c, shell = trainer.config, getattr(builtins, 'get_ipython', lambda: None)()      # IPython puts it there
+    if trainer.engine.rank: return True
+    if c.progress is None: return False if type(shell).__name__ == 'ZMQInteractiveShell' else None
+    return not c.progress
+
 @patch
 def run(self:Trainer):
     "Train until `config.max_iters` steps are done, or as many more if they are done already. Callbacks and history as it goes."
@@ -244,25 +250,25 @@ def run(self:Trainer):
     resumed = self.iter_num == 0 and resume(self)                # a run that was complete needs nothing more
     stop = math.inf if c.max_iters is None else c.max_iters if resumed or self.iter_num < c.max_iters else self.iter_num + c.max_iters
     if self.iter_num >= stop: return
-    bar = tqdm(total=None if stop == math.inf else stop, initial=self.iter_num, unit='step',
-               disable=None if c.progress is None and not self.engine.rank else bool(self.engine.rank or not c.progress))
+    bar = tqdm(total=None if stop == math.inf else stop, initial=self.iter_num, unit='step', disable=_hide_bar(self))
     self.model.train()
     self.iter_time = time.time()
     with Guard(self) as guard, bar:
         for i, (x, y) in enumerate(self.batches()):
             if i == 0: check_batch(x, y, c.check_alignment)
             self.step(x, y)
-            self._after_step(bar, last=self.iter_num + 1 >= stop)
+            self._after_step(bar, y.numel() * self.engine.world, last=self.iter_num + 1 >= stop)
             if guard.after_step() or self.iter_num >= stop: break
     logger.info('%d steps, loss %.4f, gradient clipped in %.1f%% of them', self.iter_num, self.loss.item(), 100 * self.clipped / self.iter_num)
 
 # %% ../nbs/03_trainer.ipynb #691c0a31
 @patch
-def _after_step(self:Trainer, bar, last):
+def _after_step(self:Trainer, bar, tokens, last):
     c, n = self.config, self.iter_num
     if last or n % c.log_every == 0:
         self.history.append(dict(iter=n, loss=self.loss.item(), lr=self.optimizer.param_groups[0]['lr'], grad_norm=self.grad_norm))
-        bar.set_postfix(loss=f'{self.history[-1]["loss"]:.3f}', refresh=False)
+        speed = {'tokens/s': f'{tokens / self.iter_dt:,.0f}'} if self.iter_dt else {}
+        bar.set_postfix(loss=f'{self.history[-1]["loss"]:.3f}', **speed, refresh=False)
     if self.eval_dataset is not None and (last or (c.eval_every and (n + 1) % c.eval_every == 0)):
         self.history.append(dict(iter=n, eval_loss=self.eval()))
         logger.info('step %d: loss %.4f, held-out loss %.4f', n, self.loss.item(), self.history[-1]['eval_loss'])
