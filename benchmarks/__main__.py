@@ -23,7 +23,8 @@ def cpu_name():
     try: found = re.search(r'^model name\s*: (.+)$', Path('/proc/cpuinfo').read_text(), re.M)
     except OSError: found = None
     if found: return found[1].strip()
-    if platform.system() == 'Darwin': return subprocess.run(['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True).stdout.strip()
+    if platform.system() == 'Darwin':
+        return subprocess.run(['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True).stdout.strip()
     return platform.processor() or platform.machine()
 
 
@@ -42,7 +43,8 @@ def versions(*names):
 
 def machine():
     cpu, cores = cpu_name(), os.cpu_count()
-    return dict(name=re.sub('[^a-z0-9]+', '-', f'{cpu} {cores} cores'.lower()).strip('-'), cpu=cpu, cores=cores, system=f'{platform.system()} {platform.machine()}',
+    name = re.sub('[^a-z0-9]+', '-', f'{cpu} {cores} cores'.lower()).strip('-')
+    return dict(name=name, cpu=cpu, cores=cores, system=f'{platform.system()} {platform.machine()}',
                 versions=versions('mingpt-nb', 'torch', 'numpy', 'transformers', 'tokenizers', 'tiktoken'))
 
 

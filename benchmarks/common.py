@@ -1,8 +1,8 @@
 """What the benchmarks share: turns, ratios with their spread, memory, and one command line.
 
 A script defines `rows(args)`, which yields a dict for each figure, and ends with `main(__doc__, rows)`; a script with several things to
-measure passes a dict of such functions, and the first argument picks one. Functions that are compared take turns in one process; each round gives one ratio, of which the row holds the median and the extremes. A ratio above 1 means that
-mingpt_nb is the faster one.
+measure passes a dict of such functions, and the first argument picks one. Functions that are compared take turns in one process; each
+round gives one ratio, of which the row holds the median and the extremes. A ratio above 1 means that mingpt_nb is the faster one.
 """
 import argparse, json, multiprocessing, os, platform, statistics, sys, time
 from contextlib import contextmanager

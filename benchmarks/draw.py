@@ -51,8 +51,9 @@ def scaling_table(rows, exponents):
     lines = []
     for e in exponents:
         a, *_, b = [r for r in rows if r['axis'] == e['axis']]
-        lines.append([e['axis'], f"{a['x']:,} to {b['x']:,}", f"{number(a['ms'])} to {number(b['ms'])}", f"{number(a['mib'])} to {number(b['mib'])}", f"{e['exponent']:.2f}",
-                      f"{e['exponent_end']:.2f}", *([f"{e['memory_exponent_end']:.2f}"] if 'memory_exponent_end' in e else ['']), b.get('bound', ''), f"{b['share']:.0%}" if 'share' in b else ''])
+        slopes = [f'{e[k]:.2f}' if k in e else '' for k in ('exponent', 'exponent_end', 'memory_exponent_end')]
+        ends = [f'{number(a[k])} to {number(b[k])}' for k in ('ms', 'mib')]
+        lines.append([e['axis'], f"{a['x']:,} to {b['x']:,}", *ends, *slopes, b.get('bound', ''), f"{b['share']:.0%}" if 'share' in b else ''])
     return table(['axis', 'sizes', 'ms', 'MiB', 'exponent', 'at the end', 'of memory', 'bound', 'share of it'], lines)
 
 
@@ -64,7 +65,8 @@ def log_ticks(axis, low, high, at_most=6):
     "A logarithmic axis with 1, 2 and 5 times powers of ten written out."
     found = [f'{m}e{k}' for k in range(-4, 9) for m in (1, 2, 5) if low <= float(f'{m}e{k}') <= high]
     found = found[::max(1, -(-len(found) // at_most))]
-    axis.set_ticks([float(v) for v in found], [f'{float(v):g}' if float(v) < 1e4 else f'{float(v) / 1e3:,.0f}k' if float(v) < 1e6 else f'{float(v) / 1e6:g}M' for v in found])
+    found = list(map(float, found))
+    axis.set_ticks(found, [f'{v:g}' if v < 1e4 else f'{v / 1e3:g}k' if v < 1e6 else f'{v / 1e6:g}M' for v in found])
     axis.set_minor_locator(need('matplotlib.ticker', 'plot').NullLocator())
 
 
@@ -117,8 +119,7 @@ def shares(result):
     fig, ax = subplots(height=3)
     for i, axis in enumerate(axes):
         mine = [r for r in rows if r['axis'] == axis]
-        for kind, marker in ('arithmetic', 'o'), ('memory', 's'):
-            ax.plot([k for k, r in enumerate(mine) if r['bound'] == kind], [100 * r['share'] for r in mine if r['bound'] == kind], marker, color=COLORS[i], ms=6)
+        for k, r in enumerate(mine): ax.plot(k, 100 * r['share'], 's' if r['bound'] == 'memory' else 'o', color=COLORS[i], ms=6)
         ax.plot(range(len(mine)), [100 * r['share'] for r in mine], color=COLORS[i], label=axis)
     ax.set(title='Share of the bound that holds', xlabel='from the smallest size to the largest (squares: bound by memory)', ylabel='per cent', ylim=(0, 100))
     ax.set_xticks([]); ax.legend(ncol=5, fontsize=8)

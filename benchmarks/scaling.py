@@ -30,7 +30,8 @@ class Step:
     "One training step of the model with these sizes, as a function."
     def __init__(self, context, width, depth, batch, vocabulary):
         c = GPT.get_default_config()
-        c.merge_from_dict(dict(n_layer=depth, n_head=max(1, width // 32), n_embd=width, vocab_size=vocabulary, block_size=context, embd_pdrop=0., resid_pdrop=0., attn_pdrop=0.))
+        c.merge_from_dict(dict(n_layer=depth, n_head=max(1, width // 32), n_embd=width, vocab_size=vocabulary, block_size=context,
+                               embd_pdrop=0., resid_pdrop=0., attn_pdrop=0.))
         self.model = GPT(c)
         self.optimizer = self.model.configure_optimizers(Trainer.get_default_config())
         self.x, self.y = torch.randint(vocabulary, (2, batch, context))

@@ -61,7 +61,8 @@ def plain(model, loss):
 def compare(name, sizes, batch, rounds):
     fast = trainer(sizes, batch)
     x, y = next(iter(fast.batches()))
-    steps = {OURS: fast.step, 'transformers': plain(to_hf(fast.model), lambda m, x, y: m(x, labels=y).loss), 'ours, float32': trainer(sizes, batch, dtype='float32').step}
+    steps = {OURS: fast.step, 'ours, float32': trainer(sizes, batch, dtype='float32').step,
+             'transformers': plain(to_hf(fast.model), lambda m, x, y: m(x, labels=y).loss)}
     if batch > 1: steps['minGPT-style'] = plain(ReferenceGPT(fast.model.config), lambda m, x, y: m(x, y)[1])
     times = alternate({what: lambda step=step: step(x, y) for what, step in steps.items()}, rounds)
     yield from ratios(f'training step, {name}', times, goal={'transformers': GOALS.get(name)}, dtype=str(fast.engine.dtype))
@@ -128,4 +129,5 @@ def cuda(args):
 
 
 if __name__ == '__main__':
-    main(__doc__, dict(steps=steps, processes=processes, worker=worker, widths=widths, losses=losses, cuda=cuda), rounds=7, steps=(500, 'of losses'), only=('', 'part of the name of a shape'))
+    main(__doc__, dict(steps=steps, processes=processes, worker=worker, widths=widths, losses=losses, cuda=cuda), rounds=7,
+         steps=(500, 'of losses'), only=('', 'part of the name of a shape'))

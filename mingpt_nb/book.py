@@ -14,6 +14,7 @@ import json, re, sys
 from base64 import b64decode
 from functools import lru_cache
 from html import unescape
+from itertools import accumulate
 from math import isclose
 from pathlib import Path
 from .bpe import SHA256, read_data
@@ -189,13 +190,15 @@ _PAD = re.compile(r'(?<![ \n])(?<!</a>)( {3,})(?=<span class="co">)')
 def fit_screens(
     text:str, # a page
 ) -> str:
-    "Give the stylesheet the inches of each figure, the depth of each line of code, and the spaces that only align comments."
-    inches = lambda m: f'<img style="--inches: {int.from_bytes(b64decode(m[1])[16:20], "big") / 144:.2f}" '     # a PNG's bytes 16 to 19: width
-    code = lambda m: m[1] + '\n'.join(map(_mark_line, _PAD.sub(r'<span class="pad">\1</span>', m[2]).split('\n')))
-    return _SOURCE.sub(code, _FIGURE.sub(inches, text))
+    "Give the stylesheet the size of each figure, the depth of each line of code, and the spaces that only align comments."
+    width_height = lambda m: (int.from_bytes(b64decode(m[1])[i:i + 4], 'big') for i in (16, 20))       # where a PNG has them
+    size = lambda m: '<img style="--inches: {:.2f}; aspect-ratio: {} / {}" '.format((wh := [*width_height(m)])[0] / 144, *wh)
+    code = lambda m: m[1] + '\n'.join(map(_mark_line, _PAD.sub(r'<span class="pad">\1</span>', m[2].replace('\n</span>', '</span>\n')).split('\n')))
+    return _SOURCE.sub(code, _FIGURE.sub(size, text))
 
 def _mark_line(line):
-    if not line or line.count('<span') != line.count('</span'): return line     # a string over several lines: leave it
+    depths = list(accumulate(-1 if end else 1 for end in re.findall('<(/?)span', line)))
+    if not line or depths and (min(depths) < 0 or depths[-1]): return line     # a string over several lines: leave it
     return f'<span class="line" style="--depth: {len(line) - len(line.lstrip(" "))}">{line}</span>'
 
 # %% ../nbs/92_book.ipynb #9d45bc4d
