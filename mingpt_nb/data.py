@@ -13,7 +13,7 @@ __all__ = ['SOURCES', 'FORMAT', 'HEADER', 'english', 'cache_dir', 'file_digest',
 import collections, copy, errno, hashlib, importlib, itertools, json, logging, math, os, sys, time, zipfile, zlib
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -360,7 +360,8 @@ def _work(job): return _encode(job, *_work.settings)
 def _in_order(jobs, settings, processes):
     "The ids of each job, at most two jobs per process ahead of the one that is asked for."
     from mingpt_nb import data
-    if parent_process(): raise RuntimeError("a script that writes tokens with several processes needs `if __name__ == '__main__':`")
+    starting = getattr(current_process(), '_inheriting', False)          # a new process still reads the script that it belongs to
+    if starting: raise RuntimeError("a script that writes tokens with several processes needs `if __name__ == '__main__':`")
     with ProcessPoolExecutor(processes, get_context('spawn'), data._start, settings) as pool:
         waiting = collections.deque()
         for job in jobs:
