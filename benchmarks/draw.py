@@ -24,10 +24,14 @@ def markdown(result):
     for name, run in result['runs'].items():
         parts.append(f"## {name}\n\n`{run['command']}`, {run.get('threads', '?')} thread(s), {run['seconds']:.0f} s, "
                      f"load {run['load_before']} before and {run['load_after']} after" + (f", **{run['failed']}**" if 'failed' in run else ''))
-        if picked(result, name): parts.append(ratio_table(picked(result, name)))
-        if picked(result, name, 'x'): parts.append(scaling_table(picked(result, name, 'x'), picked(result, name, 'exponent')))
-        if picked(result, name, 'median'): parts.append(peak_table(picked(result, name, 'median')))
+        parts.append(tables(result, name))
     return '\n\n'.join(parts) + '\n'
+
+
+def tables(result, name):
+    "The tables of one run."
+    kinds = dict(ratio=ratio_table, median=peak_table, exponent=lambda rows: scaling_table(picked(result, name, 'x'), rows))
+    return '\n\n'.join(f(picked(result, name, key)) for key, f in kinds.items() if picked(result, name, key))
 
 
 def table(head, rows): return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [head, ['---'] * len(head), *rows])
@@ -87,16 +91,19 @@ def bars(ax, rows, title):
     ax.figure.legend(loc='outside lower center', ncol=3, fontsize=8)
 
 
-def ratio_bars(rows, title):
-    "A figure of `bars`, tall enough for its rows."
+def ratio_bars(result, name):
+    "A figure of the `bars` of a run, tall enough for its rows; none if there are no rows."
+    rows = picked(result, name)
+    if not rows: return
     fig, ax = subplots(height=1.2 + 0.24 * len(rows))
-    bars(ax, rows, title)
+    bars(ax, rows, result['runs'][name]['command'])
     return fig
 
 
 def lines(result, y='ms', label='ms'):
     "Every axis of `scaling` on logarithmic axes, with its exponent between the two largest sizes."
     exponents = picked(result, 'scaling', 'exponent')
+    if not exponents: return
     fig, axes = subplots(2, 4, width=9, height=4.6, squeeze=False)
     for ax, e in zip(axes.flat, exponents):
         rows = picked(result, 'scaling', 'x', axis=e['axis'])
@@ -115,6 +122,7 @@ def lines(result, y='ms', label='ms'):
 def shares(result):
     "For each training step of `scaling`, the share of its time that the bound explains."
     rows = picked(result, 'scaling', 'share')
+    if not rows: return
     axes = list(dict.fromkeys(r['axis'] for r in rows))
     fig, ax = subplots(height=3)
     for i, axis in enumerate(axes):
@@ -129,10 +137,11 @@ def shares(result):
 def write(result, path):
     "MACHINE.md and the pictures beside MACHINE.json."
     path = Path(path)
-    pictures = {name: ratio_bars(picked(result, name), run['command']) for name, run in result['runs'].items() if picked(result, name)}
-    if picked(result, 'scaling', 'exponent'): pictures |= dict(time=lines(result), memory=lines(result, 'mib', 'MiB'), shares=shares(result))
+    pictures = {name: ratio_bars(result, name) for name in result['runs']}
+    pictures |= dict(time=lines(result), memory=lines(result, 'mib', 'MiB'), shares=shares(result))
     text = markdown(result)
     for name, fig in pictures.items():
+        if not fig: continue
         picture = path.with_name(f'{path.stem}-{name}.png')
         fig.savefig(picture, dpi=110)
         text += f'\n![{name}]({picture.name})\n'
