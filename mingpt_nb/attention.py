@@ -70,8 +70,9 @@ class Linear(nn.Linear):
         if n > 8 or x.dtype != torch.float32 or not (x.is_cpu and torch.backends.mkl.is_available()): return super().forward(x)
         rows = x.reshape(n, self.in_features)
         if n == 1: rows = rows.repeat(2, 1)
-        parts = [self.weight @ part.T for part in rows.chunk(1 if n <= 4 else 2)]  # (out, at most 4): more is slower again
-        y = torch.cat(parts, dim=1).T[:n].reshape(*x.shape[:-1], self.out_features)
+        parts = rows.chunk(1 if n <= 4 else 2)                                     # of at most 4 rows: more is slower again
+        y = torch.cat([(self.weight @ part.T).T for part in parts])[:n]            # (n, out), one row after the other in memory
+        y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
 
 # %% ../nbs/01_attention.ipynb #f16c581b
