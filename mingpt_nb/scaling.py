@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_model
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
@@ -116,7 +117,10 @@ def local_device(device:str) -> str:
     if kind == 'cuda':
         device = f'cuda:{local}'
         torch.cuda.set_device(device)
-    if not dist.is_initialized(): dist.init_process_group('cpu:gloo,cuda:nccl' if kind == 'cuda' else 'gloo')
+    if not dist.is_initialized():
+        store, rank, world = next(rendezvous('env://'))
+        store = dist.PrefixStore(env.get('TORCHELASTIC_RESTART_COUNT', '0'), store)      # it still has the addresses of those who died
+        dist.init_process_group('cpu:gloo,cuda:nccl' if kind == 'cuda' else 'gloo', store=store, rank=rank, world_size=world)
     if dist.get_rank():                                                  # one speaks for all; errors go to stderr
         logging.disable()
         sys.stdout = open(os.devnull, 'w')
