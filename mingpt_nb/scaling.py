@@ -195,6 +195,7 @@ def shard(model:nn.Module):
             for block in m: fully_shard(block)
     fully_shard(model)
 
+# %% ../nbs/08_scaling.ipynb #1e432cde
 @patch
 def wrap(self:Engine) -> nn.Module:
     "What `gradient` calls: the model, compiled if that is wanted, and shared between the processes if there are some."
@@ -228,6 +229,7 @@ def gradient(self:Engine, x, y): # the rows of this process
         loss += part.detach()
     return self.sum(loss)
 
+# %% ../nbs/08_scaling.ipynb #6f862be7
 @patch
 def clip(self:Engine, limit:float) -> float:
     "Scale the gradient back to norm `limit` if it is longer; returns the norm that it had."
@@ -261,6 +263,7 @@ def backward(self:Engine, x, y): # the rows of this process
             self.do_without_compiler(e)
         self.random_state(state)
 
+# %% ../nbs/08_scaling.ipynb #aea08318
 @patch
 def halve(self:Engine, error, rows):
     "Twice as many parts from now on, and one warning."
