@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from common import OURS, alternate, main, ratios
-from mingpt_nb.chargpt import CharDataset, bf16_linear, build, encode_file, file_tokenizer, get_config, muon_optimizer, write_text
+from mingpt_nb.chargpt import CharDataset, build, encode_file, file_tokenizer, get_config, muon_optimizer, write_text
 from mingpt_nb.data import english, fetch, split
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import Trainer, lr_at
@@ -67,7 +67,7 @@ def shakespeare():
 
 PLAIN = dict(learning_rate=1e-3, min_lr=1e-4, warmup_iters=100, max_iters=2000, lr_schedule='cosine', betas=(0.9, 0.99), weight_decay=0.1)
 TUNED = dict(learning_rate=6e-3, min_lr=0., warmup_iters=20, max_iters=600, lr_schedule='cosine', betas=(0.9, 0.95), weight_decay=0.1)
-RUNGS = ['plain loop', 'one index for a batch', 'fused AdamW', 'our model and trainer', 'linear layers in bf16', 'Muon']
+RUNGS = ['plain loop', 'one index for a batch', 'fused AdamW', 'our model and trainer', 'dtype auto', 'Muon']
 
 
 class Loop:
@@ -86,9 +86,9 @@ class Loop:
         else:
             conf = GPT.get_default_config()
             conf.merge_from_dict(dict(model_type='gpt-micro', vocab_size=data.vocab_size, block_size=T, embd_pdrop=0., attn_pdrop=0., resid_pdrop=0., tie_weights=True))
+            if rung == 3: self.c.dtype = 'float32'
             self.trainer = Trainer(self.c, GPT(conf), data)
             self.model = self.trainer.model
-            if rung > 3: bf16_linear(self.model)
             self.trainer.optimizer = muon_optimizer(self.model, self.c) if rung > 4 else self.model.configure_optimizers(self.c)
             self.batches = iter(self.trainer.batches())
 

@@ -6,17 +6,14 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/chargpt.html.md"""
 
 # %% auto #0
 __all__ = ['code_points', 'id_table', 'encode_text', 'CharDataset', 'file_tokenizer', 'encode_file', 'get_config', 'open_text',
-           'BF16Linear', 'bf16_linear', 'orthogonalise', 'Muon', 'Together', 'muon_optimizer', 'build', 'write_text',
-           'Watch', 'report', 'main']
+           'orthogonalise', 'Muon', 'Together', 'muon_optimizer', 'build', 'write_text', 'Watch', 'report', 'main']
 
 # %% ../nbs/06_chargpt.ipynb #f3f02639
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 # %% ../nbs/06_chargpt.ipynb #25c0e5f1
@@ -25,7 +22,7 @@ from .bpe import CharTokenizer
 from .data import DownloadError, TokenDataset, bits_per_character, english, fetch, id_dtype, read_pieces, split, write_ids
 from .model import GPT
 from .trainer import Trainer, save_model
-from .utils import CfgNode, ConfigError, cli, pick_dtype, set_seed, setup_logging
+from .utils import CfgNode, ConfigError, cli, set_seed, setup_logging
 
 # %% ../nbs/06_chargpt.ipynb #7be84070
 def code_points(text:str) -> np.ndarray:
@@ -84,15 +81,15 @@ def encode_file(
 # %% ../nbs/06_chargpt.ipynb #e0160fcc
 def get_config() -> CfgNode:
     "The settings of `main`: system, text, data, sample, model, trainer."
-    c = CfgNode(  # bf16 and muon: see `bf16_linear` and `muon_optimizer`
-        system=CfgNode(seed=3407, work_dir='./out/chargpt', threads=None, bf16=True, muon=True),   # threads None: torch's choice
+    c = CfgNode(
+        system=CfgNode(seed=3407, work_dir='./out/chargpt', threads=None, muon=True),   # threads None: torch's choice; see `muon_optimizer`
         text=CfgNode(file='', map_above=1 << 28),                    # '': tiny Shakespeare; of larger files the ids stay on disk
         data=CharDataset.get_default_config(),
         sample=CfgNode(prompt='', length=200, temperature=0.8, top_k=None, top_p=None),  # prompt '': a new line
         model=GPT.get_default_config(), trainer=Trainer.get_default_config()).freeze()
     c.model.model_type = 'gpt-mini'
     c.trainer.merge_from_dict(dict(max_iters=2000, learning_rate=6e-3, lr_schedule='cosine', warmup_iters=100,
-                                   eval_every=250, eval_batches=20, dtype='float32'))      # but for what `bf16_linear` does
+                                   eval_every=250, eval_batches=20))
     return c
 
 # %% ../nbs/06_chargpt.ipynb #4ef60d57
@@ -109,22 +106,9 @@ def open_text(
     tokenizer, large = file_tokenizer(file), file.stat().st_size > config.text.map_above
     return encode_file(file, tokenizer, Path(config.system.work_dir)/'ids.bin' if large else None), tokenizer
 
-# %% ../nbs/06_chargpt.ipynb #6e199813
-class BF16Linear(nn.Linear):
-    "A linear layer that multiplies in bfloat16; its weights, its input and its output are float32."
-
-    def forward(self, x):
-        bias = None if self.bias is None else self.bias.bfloat16()
-        return F.linear(x.bfloat16(), self.weight.bfloat16(), bias).float()
-
-def bf16_linear(model:nn.Module):
-    "Let all linear layers of `model` multiply in bfloat16, in place. Parameters, their names and their types stay."
-    for m in model.modules():
-        if isinstance(m, nn.Linear): m.__class__ = BF16Linear
-
 # %% ../nbs/06_chargpt.ipynb #6cea8682
 def orthogonalise(
-    g, # (..., rows, columns), float
+    g, # (matrices, rows, columns), float
     steps:int=5,
 ):
     "About U V^T for g = U S V^T: directions stay, singular values become 0.7 to 1.2 (those far below the largest, less). Computed in bfloat16."
@@ -134,7 +118,8 @@ def orthogonalise(
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)      # no singular value above 1
     for _ in range(steps):
         a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)      # -4.7750 a + 2.0315 a a, in one pass
+        x = torch.baddbmm(x, b, x, beta=3.4445)
     return (x.mT if tall else x).to(g.dtype)
 
 # %% ../nbs/06_chargpt.ipynb #9c5f63c4
@@ -203,7 +188,6 @@ def build(
     train, held = (CharDataset(config.data, part, tokenizer) for part in split(ids, (9, 1)))
     config.model.vocab_size, config.model.block_size = train.get_vocab_size(), train.get_block_size()
     trainer = Trainer(config.trainer, GPT(config.model), train, held)
-    if config.system.bf16 and pick_dtype(trainer.device) == torch.bfloat16: bf16_linear(trainer.model)
     if config.system.muon: trainer.optimizer = muon_optimizer(trainer.model, config.trainer)
     return trainer
 
