@@ -62,18 +62,27 @@ class KVCache:
 
 # %% ../nbs/01_attention.ipynb #ca2cf2b3
 class Linear(nn.Linear):
-    "`nn.Linear` that multiplies up to 8 rows as `weight @ rows.T`: faster in float32 with MKL, where the weights are large."
+    "`nn.Linear` that reads its weights fast for few rows on a CPU: up to 8 in float32, where they are large and there is MKL; 1 in bfloat16."
     def forward(self, x):
-        small = self.in_features * self.out_features < 2**18                       # stays in the processor's cache
-        if small or torch.is_grad_enabled(): return super().forward(x)
         n = x.numel() // self.in_features
-        if n > 8 or x.dtype != torch.float32 or not (x.is_cpu and torch.backends.mkl.is_available()): return super().forward(x)
+        if n > 8 or torch.is_grad_enabled() or not x.is_cpu: return super().forward(x)
+        if x.dtype == torch.bfloat16 and n == 1: return self._without_onednn(x)
+        large = self.in_features * self.out_features >= 2**18                      # does not stay in the processor's cache
+        return self._turned(x, n) if large and x.dtype == torch.float32 and torch.backends.mkl.is_available() else super().forward(x)
+
+    def _turned(self, x, n):
         rows = x.reshape(n, self.in_features)
         if n == 1: rows = rows.repeat(2, 1)
         parts = rows.chunk(1 if n <= 4 else 2)                                     # of at most 4 rows: more is slower again
         y = torch.cat([(self.weight @ part.T).T for part in parts])[:n]            # (n, out), one row after the other in memory
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
+
+    def _without_onednn(self, x):
+        onednn = torch.backends.mkldnn
+        was, onednn.enabled = onednn.enabled, False
+        try: return super().forward(x)
+        finally: onednn.enabled = was
 
 # %% ../nbs/01_attention.ipynb #f16c581b
 class CausalSelfAttention(nn.Module):
