@@ -39,7 +39,7 @@ def parts(
     for a, b in zip(x.tensor_split(n), y.tensor_split(n)): yield a, b, count(b) / total
 
 # %% ../nbs/08_scaling.ipynb #109f2815
-GAINS = 128 # width of a model from which on a CPU trains it faster in bfloat16
+GAINS = 64 # width of a model from which on a CPU trains it faster in bfloat16
 
 def choose_dtype(
     name:str, # 'auto', 'float32', 'bfloat16', 'float16'
