@@ -126,8 +126,7 @@ def default_config() -> CfgNode:
         resume=None,                                            # 'auto': the newest in work_dir, if any; or a checkpoint
         # memory, precision and processes, chapter 08
         dtype='auto',                                           # of matrix products: 'float32', 'bfloat16', 'float16'
-        accumulate=1,                                           # parts that a batch is worked off in
-        compile=False,                                          # let torch.compile make faster code, where it can
+        accumulate=1, compile=False,                            # parts that a batch is worked off in; let torch.compile make faster code?
         parallel='ddp',                                         # under torchrun: 'ddp', or 'fsdp' for models larger than a device
     ).freeze()
 
