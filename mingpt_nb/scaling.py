@@ -147,7 +147,7 @@ class Engine:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if c.batch_size < self.world: raise ConfigError(f'batch_size={c.batch_size} cannot be shared by {self.world} processes')
         self.kind = torch.device(trainer.device).type
-        self.parts, self.told, self.compiling = c.accumulate, False, c.compile
+        self.parts, self.eval_parts, self.told, self.compiling = c.accumulate, 1, False, c.compile
         self.dtype = choose_dtype(c.dtype, trainer.device, trainer.model)
         self.scaler = torch.amp.GradScaler(self.kind, enabled=self.dtype == torch.float16)
         if self.kind == 'cuda': torch.set_float32_matmul_precision('high')     # float32 products with 10 bits of precision, TF32
@@ -247,7 +247,10 @@ def clip(self:Engine, limit:float) -> float:
 @patch
 def step(self:Engine):
     "One step of the optimizer; none if a gradient in float16 overflowed, and then the scale is halved."
-    self.scaler.step(self.trainer.optimizer)
+    try: self.scaler.step(self.trainer.optimizer)
+    except torch.OutOfMemoryError as e: raise type(e)(
+        f'step {self.trainer.iter_num}: no memory for the state of the optimizer: {e}. AdamW keeps two numbers for each weight: take a smaller '
+        f"model, or parallel='fsdp' on several devices. Last checkpoint: {self.trainer.checkpoint}") from e
     self.scaler.update()
 
 @patch
@@ -295,6 +298,19 @@ def random_state(self:Engine, state=None):
     if cuda:
         cuda.set_rng_state(state[1], self.trainer.device)
         cuda.empty_cache()                                               # for the parts, which want other sizes
+
+# %% ../nbs/08_scaling.ipynb #1ac5e4f0
+@patch
+def total_loss(self:Engine, x, y) -> float:
+    "The sum of the losses of all targets of a batch, without gradients, in as many parts as fit into memory."
+    while True:
+        jobs = list(parts(x, y, self.eval_parts))
+        try:
+            with self.precision(): return sum(self.trainer.model(a, b)[1].item() * (b != -1).sum().item() for a, b, _ in jobs)
+        except torch.OutOfMemoryError:
+            if len(jobs) == len(x): raise
+            self.eval_parts *= 2
+        if self.kind == 'cuda': torch.cuda.empty_cache()
 
 # %% ../nbs/08_scaling.ipynb #94cbf54f
 @patch
