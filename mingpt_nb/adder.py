@@ -198,6 +198,7 @@ def cpu_threads(
 ):
     "Let torch use `n` CPU threads inside the block, and as many as before after it."
     before = torch.get_num_threads()
+    if n is not None and n < 1: raise ConfigError(f'threads must be 1 or more, got {n}')
     torch.set_num_threads(before if n is None else n)
     try: yield
     finally: torch.set_num_threads(before)
@@ -230,7 +231,8 @@ def main(
     config = get_config()
     config.merge_from_args(sys.argv[1:] if args is None else args)
     config.trainer.work_dir = config.trainer.work_dir or config.system.work_dir
-    trainer = build(config)
+    try: trainer = build(config)
+    except ValueError as e: raise ConfigError(str(e)) from e
     print(config)
     setup_logging(config)
     with cpu_threads(config.system.threads):

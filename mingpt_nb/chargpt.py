@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from .adder import cpu_threads
 from .bpe import CharTokenizer
 from .data import DownloadError, TokenDataset, bits_per_character, english, fetch, id_dtype, read_pieces, split, write_ids
-from .model import GPT
+from .model import GPT, check_sampling
 from .trainer import Trainer, save_model
 from .utils import CfgNode, ConfigError, cli, set_seed, setup_logging
 
@@ -185,6 +185,7 @@ def build(
         f'a text of length {len(ids):,} is too short for block_size={T}: a tenth is held out, so it takes {10 * T + 1:,} characters. '
         'Bring more text, or make --data.block_size smaller')
     tokenizer.encode(config.sample.prompt)                           # a character that is not there is better found now
+    check_sampling(config.sample.length, config.sample.temperature, config.sample.top_k, config.sample.top_p)
     train, held = (CharDataset(config.data, part, tokenizer) for part in split(ids, (9, 1)))
     config.model.vocab_size, config.model.block_size = train.get_vocab_size(), train.get_block_size()
     trainer = Trainer(config.trainer, GPT(config.model), train, held)

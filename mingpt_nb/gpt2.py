@@ -440,6 +440,7 @@ def main(
     try:
         check_sampling(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
         if c.num_samples < 1: raise ValueError(f'num_samples must be 1 or more, got {c.num_samples}')
+        if c.seed is not None and not (isinstance(c.seed, int) and abs(c.seed) < 2**63): raise ValueError(f'seed must be an integer below 2**63, got {c.seed!r}')
         model, tokenizer = load(c.model, c.device)
         ids = prompt_ids(model, tokenizer, c.prompt)
     except (ValueError, OSError, ImportError) as e: raise ConfigError(str(e)) from e

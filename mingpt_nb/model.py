@@ -306,6 +306,8 @@ def filter_logits(
 # %% ../nbs/02_model.ipynb #d3e1250d
 def check_sampling(max_new_tokens, temperature, top_k, top_p):
     "`ValueError` for values that `generate` cannot use."
+    for name, v in dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p).items():
+        if isinstance(v, str): raise ValueError(f'{name} must be a number, got {v!r}')
     if max_new_tokens < 0: raise ValueError(f'max_new_tokens must not be negative, got {max_new_tokens}')
     if not 0 <= temperature < math.inf: raise ValueError(f'temperature must be 0 (greedy) or more, got {temperature}')
     if top_k is not None and top_k < 0: raise ValueError(f'top_k must be 0 (off) or more, got {top_k}')

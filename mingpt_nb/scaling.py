@@ -143,7 +143,6 @@ class Engine:
 
     def __init__(self, trainer):
         c, self.trainer = trainer.config, trainer
-        if c.accumulate < 1: raise ConfigError(f'accumulate must be 1 or more, got {c.accumulate}')
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if c.batch_size < self.world: raise ConfigError(f'batch_size={c.batch_size} cannot be shared by {self.world} processes')
         self.kind = torch.device(trainer.device).type

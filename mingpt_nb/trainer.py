@@ -6,7 +6,7 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/trainer.html.md"""
 
 # %% auto #0
 __all__ = ['logger', 'collate', 'batch_indices', 'StepBatches', 'DataError', 'Items', 'check_batch', 'lr_at', 'default_config',
-           'Trainer', 'TrainingDiverged', 'save_model', 'load_model']
+           'check_config', 'Trainer', 'TrainingDiverged', 'save_model', 'load_model']
 
 # %% ../nbs/03_trainer.ipynb #e1053f1f
 import builtins, itertools, json, logging, math, signal, time, warnings
@@ -131,10 +131,27 @@ def default_config() -> CfgNode:
     ).freeze()
 
 # %% ../nbs/03_trainer.ipynb #e5885849
+def check_config(
+    c, # as from `default_config`
+):
+    "`ConfigError` for a value that is of the wrong kind or too small."
+    def check(names, low, optional=False):
+        for name in names.split():
+            v = getattr(c, name)
+            if optional and v is None: continue
+            if isinstance(v, bool) or not isinstance(v, (int, float)) or not v >= low: raise ConfigError(
+                f'{name} must be a number of {low} or more{" or None" if optional else ""}, got {v!r}')
+    check('batch_size log_every accumulate', 1)
+    check('num_workers learning_rate weight_decay warmup_iters min_lr', 0)
+    check('max_iters seed grad_norm_clip eval_every eval_batches checkpoint_every', 0, optional=True)
+    if not (len(c.betas) == 2 and all(0 <= b < 1 for b in c.betas)): raise ConfigError(f'betas must be two numbers in [0, 1), got {c.betas!r}')
+
+# %% ../nbs/03_trainer.ipynb #7563fe23
 class Trainer:
     "Trains `model` on `train_dataset`, items (x, y), by `run()`. Names and callbacks as in minGPT."
 
     def __init__(self, config, model, train_dataset, eval_dataset=None): # the last: held-out data, for `eval`
+        check_config(config)
         self.config, self.train_dataset, self.eval_dataset = config, train_dataset, eval_dataset
         from mingpt_nb.scaling import Engine, local_device
         self.device = local_device(pick_device(config.device))

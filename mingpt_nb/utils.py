@@ -165,9 +165,11 @@ def setup_logging(
     "Make the work folder, with `args.txt` (the command line) and `config.json` (every setting) in it; show log messages."
     logging.basicConfig(level=logging.INFO, format='%(message)s')    # does nothing where logging is set up already
     folder = Path(config.system.work_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder/'args.txt').write_text(' '.join(sys.argv), encoding='utf-8')
-    (folder/'config.json').write_text(json.dumps(config.to_dict(), indent=4), encoding='utf-8')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder/'args.txt').write_text(' '.join(sys.argv), encoding='utf-8')
+        (folder/'config.json').write_text(json.dumps(config.to_dict(), indent=4), encoding='utf-8')
+    except OSError as e: raise ConfigError(f'cannot write into work_dir={str(folder)!r}: {e.strerror}') from e
 
 # %% ../nbs/90_utils.ipynb #b046222f
 def pick_device(
@@ -215,6 +217,10 @@ COMMANDS = { # command: (module of this package, what it does)
     'export': ('checkpoints', 'write a model of yours as transformers reads it'),
 }
 
+def _help(command, module):
+    fields = f'\n\nfields, as in --system.seed=1, and what they are if not given:\n{module.get_config()}' if hasattr(module, 'get_config') else ''
+    return f'mingpt-nb {command}: {COMMANDS[command][1]}.\n{module.main.__doc__}{fields}'
+
 def cli(
     args:list=None, # default: `sys.argv[1:]`
 ):
@@ -222,8 +228,10 @@ def cli(
     command, *rest = (sys.argv[1:] if args is None else args) or ['--help']
     if command not in COMMANDS:
         usage = 'usage: mingpt-nb COMMAND [--field=value ...]\n\n' + '\n'.join(f'  {k:10} {text}' for k, (_, text) in COMMANDS.items())
-        if command in ('-h', '--help'): return print(usage)
+        if command in ('-h', '--help', 'help'): return print(usage + '\n\nmingpt-nb COMMAND --help shows the fields of a command')
         raise SystemExit(f'mingpt-nb: no command {command!r}\n{usage}')
-    try: importlib.import_module(f'mingpt_nb.{COMMANDS[command][0]}').main(rest)
+    module = importlib.import_module(f'mingpt_nb.{COMMANDS[command][0]}')
+    if '-h' in rest or '--help' in rest: return print(_help(command, module))
+    try: module.main(rest)
     except ConfigError as e: raise SystemExit(f'mingpt-nb {command}: {e}') from None
     except KeyboardInterrupt: raise SystemExit(130) from None
