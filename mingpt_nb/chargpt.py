@@ -256,7 +256,8 @@ def main(
     config.merge_from_args(args)
     config.trainer.work_dir = config.trainer.work_dir or config.system.work_dir
     try: trainer = build(config)
-    except (OSError, ValueError) as e: raise ConfigError(str(e)) from e
+    except OSError as e: raise ConfigError(f'{e.filename}: {e.strerror}' if e.strerror else str(e)) from e
+    except ValueError as e: raise ConfigError(str(e)) from e
     print(f'{config}{len(trainer.train_dataset.data):,} characters to train on, {len(trainer.eval_dataset.data):,} held out')
     setup_logging(config)
     watch = Watch(Path(config.system.work_dir)/'model', **config.sample.to_dict())
