@@ -11,6 +11,7 @@ __all__ = ['logger', 'collate', 'batch_indices', 'StepBatches', 'DataError', 'It
 # %% ../nbs/03_trainer.ipynb #e1053f1f
 import builtins, itertools, json, logging, math, signal, time, warnings
 from collections import defaultdict
+from numbers import Integral, Real
 from pathlib import Path
 import numpy as np
 import torch
@@ -135,15 +136,17 @@ def check_config(
     c, # as from `default_config`
 ):
     "`ConfigError` for a value that is of the wrong kind or too small."
-    def check(names, low, optional=False):
+    def check(names, low, optional=False, kind=Real):                     # also numpy's numbers
         for name in names.split():
             v = getattr(c, name)
             if optional and v is None: continue
-            if isinstance(v, bool) or not isinstance(v, (int, float)) or not v >= low: raise ConfigError(
-                f'{name} must be a number of {low} or more{" or None" if optional else ""}, got {v!r}')
-    check('batch_size log_every accumulate', 1)
-    check('num_workers learning_rate weight_decay warmup_iters min_lr', 0)
-    check('max_iters seed grad_norm_clip eval_every eval_batches checkpoint_every', 0, optional=True)
+            if isinstance(v, bool) or not isinstance(v, kind) or not v >= low: raise ConfigError(
+                f'{name} must be {"a number" if kind is Real else "an integer"} of {low} or more{" or None" if optional else ""}, got {v!r}')
+    check('batch_size log_every accumulate', 1, kind=Integral)
+    check('num_workers', 0, kind=Integral)
+    check('seed', 0, optional=True, kind=Integral)
+    check('learning_rate weight_decay warmup_iters min_lr', 0)
+    check('max_iters grad_norm_clip eval_every eval_batches checkpoint_every', 0, optional=True)
     if not (len(c.betas) == 2 and all(0 <= b < 1 for b in c.betas)): raise ConfigError(f'betas must be two numbers in [0, 1), got {c.betas!r}')
 
 # %% ../nbs/03_trainer.ipynb #7563fe23
