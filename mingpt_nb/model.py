@@ -6,16 +6,17 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/model.html.md"""
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'PRESETS', 'NewGELU', 'MLP', 'Block', 'count_params', 'default_config', 'resolve_config', 'GPT',
-           'init_weights', 'check_ids', 'lm_loss', 'decay_groups', 'filter_logits', 'check_sampling', 'draw']
+           'init_weights', 'check_ids', 'lm_loss', 'decay_groups', 'filter_logits', 'check_sampling', 'bare', 'draw']
 
 # %% ../nbs/02_model.ipynb #dba834c3
 import math, os
+from functools import partial
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
 # %% ../nbs/02_model.ipynb #39ec1865
-from .attention import CausalSelfAttention, KVCache, Linear
+from .attention import CausalSelfAttention, KVCache, LARGE, Linear, attend, linear
 from .utils import CfgNode, ConfigError, patch
 
 # %% ../nbs/02_model.ipynb #fafb7575
@@ -227,10 +228,10 @@ def embed(self:GPT, idx, start:int=0): # (B, T); position of the first token
 
 # %% ../nbs/02_model.ipynb #66e5b91d
 @patch
-def hidden(self:GPT, idx, caches:list=None): # (B, T); one KVCache per layer, which then hold T tokens more
+def hidden(self:GPT, idx, caches:list=None, blocks:list=None): # (B, T); one KVCache per layer, which then hold T tokens more; by `bare`
     "The stream after the last layer norm: (B, T, n_embd)."
     x = self.embed(idx, caches[0].length if caches else 0)
-    for i, block in enumerate(self.transformer.h): x = block(x, caches[i] if caches else None)
+    for i, block in enumerate(blocks or self.transformer.h): x = block(x, caches[i] if caches else None)
     return self.transformer.ln_f(x)
 
 # %% ../nbs/02_model.ipynb #d946739b
@@ -322,11 +323,47 @@ def new_caches(self:GPT, batch_size:int, max_len:int): # tokens that they have r
     return [KVCache(batch_size, c.n_head, max_len, c.n_embd // c.n_head, device=w.device, dtype=dtype) for _ in range(c.n_layer)]
 
 @patch
-def next_logits(self:GPT, idx, caches:list=None): # all tokens so far (B, T), any T; caches that hold the first of them
+def next_logits(self:GPT, idx, caches:list=None, blocks:list=None): # all tokens so far (B, T), any T; hold the first of them; by `bare`
     "Logits (B, vocab_size) for the token after `idx`, of which the last `block_size` tokens are seen."
-    if caches and idx.size(1) <= self.block_size: x = self.hidden(idx[:, caches[0].length:], caches)
-    else: x = self.hidden(idx[:, -self.block_size:])
+    if caches and idx.size(1) <= self.block_size: x = self.hidden(idx[:, caches[0].length:], caches, blocks)
+    else: x = self.hidden(idx[:, -self.block_size:], blocks=blocks)
     return self.lm_head(x[:, -1])                                # (B, C) -> (B, V): only the last position is needed
+
+# %% ../nbs/02_model.ipynb #0775393b
+def bare(
+    block:Block, # in eval mode: there is no dropout in the result
+): # -> a function of x (B, T, C) and the cache
+    "`block` as a function that calls no module. A block with hooks, or with parts that are not this chapter's, comes back as it is."
+    if not _as_defined(block): return block
+    a, m, act = block.attn, block.mlp, block.mlp.act.forward
+    C, nh = a.n_embd, a.n_head
+    norm_1, norm_2 = (partial(F.layer_norm, normalized_shape=n.normalized_shape, weight=n.weight, bias=n.bias, eps=n.eps)
+                      for n in (block.ln_1, block.ln_2))
+    c_attn, c_proj, fc, proj = (partial(_way(l.weight), weight=l.weight, bias=l.bias) for l in (a.c_attn, a.c_proj, m.c_fc, m.c_proj))
+    def forward(x, cache=None):
+        B, T, _ = x.shape
+        x = x.reshape(B * T, C)                                  # torch maps rows faster than rows of rows
+        q, k, v = c_attn(norm_1(x)).view(B, T, 3 * nh, C // nh).transpose(1, 2).chunk(3, dim=1)
+        if cache is not None: k, v = cache.append(k, v)          # each (B, nh, S, hs)
+        y = attend(q, k, v) if q.dtype == k.dtype else attend(q.to(k.dtype), k, v).to(x.dtype)
+        x = x + c_proj(y.transpose(1, 2).reshape(B * T, C))
+        x = x + proj(act(fc(norm_2(x))))
+        return x.view(B, T, C)
+    return forward
+
+def _way(weight): return F.linear if weight.dtype == torch.float32 and weight.numel() < LARGE else linear        # asked once
+
+# %% ../nbs/02_model.ipynb #3f1415b2
+_PARTS = {'': Block, 'ln_1': nn.LayerNorm, 'attn': CausalSelfAttention, 'attn.c_attn': Linear, 'attn.c_proj': Linear, 'ln_2': nn.LayerNorm,
+          'mlp': MLP, 'mlp.c_fc': Linear, 'mlp.c_proj': Linear, 'mlp.act': tuple(ACTIVATIONS.values())}
+_FORWARDS = {kind: kind.forward for kind in (Block, CausalSelfAttention, MLP, Linear, nn.LayerNorm, *ACTIVATIONS.values())}
+
+def _untouched(m):
+    return _FORWARDS.get(type(m)) is type(m).forward and 'forward' not in vars(m) and not m._forward_hooks and not m._forward_pre_hooks
+
+def _as_defined(block):
+    parts = dict(block.named_modules())
+    return all(isinstance(parts.get(name), kind) and _untouched(parts[name]) for name, kind in _PARTS.items())
 
 # %% ../nbs/02_model.ipynb #67f05a1d
 @patch
@@ -338,11 +375,12 @@ def stream(self:GPT, idx, max_new_tokens:int, temperature:float=1.0, do_sample:b
     ids = idx.new_empty(B, T + max_new_tokens)                   # room for all, so that nothing is copied later
     ids[:, :T] = idx
     caches = self.new_caches(B, min(T + max_new_tokens, self.block_size)) if use_cache else None
+    blocks = [bare(block) for block in self.transformer.h]
     stops, stopped = torch.tensor(stop_tokens or [], device=idx.device), idx.new_zeros(B, dtype=torch.bool)
     self.eval()
     try:
         for n in range(T, T + max_new_tokens):
-            logits = self.next_logits(ids[:, :n], caches)        # (B, V)
+            logits = self.next_logits(ids[:, :n], caches, blocks)    # (B, V)
             new = draw(logits, temperature, do_sample, top_k, top_p, generator)
             if stop_tokens: new = torch.where(stopped, ids[:, n - 1], new)
             ids[:, n] = new
