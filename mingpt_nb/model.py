@@ -6,11 +6,13 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/model.html.md"""
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'PRESETS', 'NewGELU', 'MLP', 'Block', 'count_params', 'default_config', 'resolve_config', 'GPT',
-           'init_weights', 'check_ids', 'lm_loss', 'decay_groups', 'filter_logits', 'check_sampling', 'bare', 'draw']
+           'init_weights', 'check_ids', 'lm_loss', 'decay_groups', 'filter_logits', 'check_sampling', 'bare', 'BareGPT',
+           'draw']
 
 # %% ../nbs/02_model.ipynb #dba834c3
 import math, os
 from functools import partial
+from types import SimpleNamespace
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
@@ -228,10 +230,10 @@ def embed(self:GPT, idx, start:int=0): # (B, T); position of the first token
 
 # %% ../nbs/02_model.ipynb #66e5b91d
 @patch
-def hidden(self:GPT, idx, caches:list=None, blocks:list=None): # (B, T); one KVCache per layer, which then hold T tokens more; by `bare`
+def hidden(self:GPT, idx, caches:list=None): # (B, T); one KVCache per layer, which then hold T tokens more
     "The stream after the last layer norm: (B, T, n_embd)."
     x = self.embed(idx, caches[0].length if caches else 0)
-    for i, block in enumerate(blocks or self.transformer.h): x = block(x, caches[i] if caches else None)
+    for i, block in enumerate(self.transformer.h): x = block(x, caches[i] if caches else None)
     return self.transformer.ln_f(x)
 
 # %% ../nbs/02_model.ipynb #d946739b
@@ -323,47 +325,60 @@ def new_caches(self:GPT, batch_size:int, max_len:int): # tokens that they have r
     return [KVCache(batch_size, c.n_head, max_len, c.n_embd // c.n_head, device=w.device, dtype=dtype) for _ in range(c.n_layer)]
 
 @patch
-def next_logits(self:GPT, idx, caches:list=None, blocks:list=None): # all tokens so far (B, T), any T; hold the first of them; by `bare`
+def next_logits(self:GPT, idx, caches:list=None): # all tokens so far (B, T), any T; caches that hold the first of them
     "Logits (B, vocab_size) for the token after `idx`, of which the last `block_size` tokens are seen."
-    if caches and idx.size(1) <= self.block_size: x = self.hidden(idx[:, caches[0].length:], caches, blocks)
-    else: x = self.hidden(idx[:, -self.block_size:], blocks=blocks)
+    if caches and idx.size(1) <= self.block_size: x = self.hidden(idx[:, caches[0].length:], caches)
+    else: x = self.hidden(idx[:, -self.block_size:])
     return self.lm_head(x[:, -1])                                # (B, C) -> (B, V): only the last position is needed
 
-# %% ../nbs/02_model.ipynb #0775393b
+# %% ../nbs/02_model.ipynb #3f1415b2
 def bare(
-    block:Block, # in eval mode: there is no dropout in the result
-): # -> a function of x (B, T, C) and the cache
-    "`block` as a function that calls no module. A block with hooks, or with parts that are not this chapter's, comes back as it is."
-    if not _as_defined(block): return block
-    a, m, act = block.attn, block.mlp, block.mlp.act.forward
+    m:nn.Module, # in eval mode: there is no dropout in the result
+): # -> a function of the same arguments
+    "`m` as a function that calls no module. With hooks, or of another class than this chapter's, it comes back as it is."
+    return _BARE[type(m)](m) if _untouched(m) else m
+
+def _untouched(m):
+    return _FORWARDS.get(type(m)) is type(m).forward and 'forward' not in vars(m) and not m._forward_hooks and not m._forward_pre_hooks
+
+def _bare_linear(m):
+    small = m.weight.dtype == torch.float32 and m.weight.numel() < LARGE         # asked once instead of each time
+    return partial(F.linear if small else linear, weight=m.weight, bias=m.bias)
+
+def _bare_norm(m): return partial(F.layer_norm, normalized_shape=m.normalized_shape, weight=m.weight, bias=m.bias, eps=m.eps)
+
+# %% ../nbs/02_model.ipynb #0775393b
+def _bare_block(block):
+    a, m = block.attn, block.mlp
+    if type(a) is not CausalSelfAttention or type(m) is not MLP or not (_untouched(a) and _untouched(m)): return block
+    norm_1, c_attn, c_proj, norm_2, fc, act, proj = map(bare, (block.ln_1, a.c_attn, a.c_proj, block.ln_2, m.c_fc, m.act, m.c_proj))
     C, nh = a.n_embd, a.n_head
-    norm_1, norm_2 = (partial(F.layer_norm, normalized_shape=n.normalized_shape, weight=n.weight, bias=n.bias, eps=n.eps)
-                      for n in (block.ln_1, block.ln_2))
-    c_attn, c_proj, fc, proj = (partial(_way(l.weight), weight=l.weight, bias=l.bias) for l in (a.c_attn, a.c_proj, m.c_fc, m.c_proj))
     def forward(x, cache=None):
         B, T, _ = x.shape
-        x = x.reshape(B * T, C)                                  # torch maps rows faster than rows of rows
+        x = x.reshape(B * T, C)
         q, k, v = c_attn(norm_1(x)).view(B, T, 3 * nh, C // nh).transpose(1, 2).chunk(3, dim=1)
-        if cache is not None: k, v = cache.append(k, v)          # each (B, nh, S, hs)
+        if cache is not None: k, v = cache.append(k, v)          # each (B, nh, S, hs), in the cache's dtype
         y = attend(q, k, v) if q.dtype == k.dtype else attend(q.to(k.dtype), k, v).to(x.dtype)
         x = x + c_proj(y.transpose(1, 2).reshape(B * T, C))
         x = x + proj(act(fc(norm_2(x))))
         return x.view(B, T, C)
     return forward
 
-def _way(weight): return F.linear if weight.dtype == torch.float32 and weight.numel() < LARGE else linear        # asked once
+# %% ../nbs/02_model.ipynb #30b38f74
+_BARE = {Linear: _bare_linear, nn.LayerNorm: _bare_norm, Block: _bare_block, **{act: lambda m: m.forward for act in ACTIVATIONS.values()}}
+_FORWARDS = {kind: kind.forward for kind in (*_BARE, CausalSelfAttention, MLP)}
 
-# %% ../nbs/02_model.ipynb #3f1415b2
-_PARTS = {'': Block, 'ln_1': nn.LayerNorm, 'attn': CausalSelfAttention, 'attn.c_attn': Linear, 'attn.c_proj': Linear, 'ln_2': nn.LayerNorm,
-          'mlp': MLP, 'mlp.c_fc': Linear, 'mlp.c_proj': Linear, 'mlp.act': tuple(ACTIVATIONS.values())}
-_FORWARDS = {kind: kind.forward for kind in (Block, CausalSelfAttention, MLP, Linear, nn.LayerNorm, *ACTIVATIONS.values())}
+# %% ../nbs/02_model.ipynb #a59b08fe
+class BareGPT:
+    "What generation needs of a GPT, with functions in the place of modules. A subclass with a version of its own of one of the three is used as it is."
+    embed, hidden, next_logits = GPT.embed, GPT.hidden, GPT.next_logits
 
-def _untouched(m):
-    return _FORWARDS.get(type(m)) is type(m).forward and 'forward' not in vars(m) and not m._forward_hooks and not m._forward_pre_hooks
-
-def _as_defined(block):
-    parts = dict(block.named_modules())
-    return all(isinstance(parts.get(name), kind) and _untouched(parts[name]) for name, kind in _PARTS.items())
+    def __new__(cls, model): # in eval mode
+        if any(getattr(type(model), name) is not getattr(cls, name) for name in ('embed', 'hidden', 'next_logits')): return model
+        self, t = super().__new__(cls), model.transformer
+        self.transformer = SimpleNamespace(wte=t.wte, wpe=SimpleNamespace(weight=t.wpe.weight), h=list(map(bare, t.h)), ln_f=bare(t.ln_f))
+        self.lm_head, self.block_size, self.training = bare(model.lm_head), model.block_size, False
+        return self
 
 # %% ../nbs/02_model.ipynb #67f05a1d
 @patch
@@ -375,12 +390,11 @@ def stream(self:GPT, idx, max_new_tokens:int, temperature:float=1.0, do_sample:b
     ids = idx.new_empty(B, T + max_new_tokens)                   # room for all, so that nothing is copied later
     ids[:, :T] = idx
     caches = self.new_caches(B, min(T + max_new_tokens, self.block_size)) if use_cache else None
-    blocks = [bare(block) for block in self.transformer.h]
     stops, stopped = torch.tensor(stop_tokens or [], device=idx.device), idx.new_zeros(B, dtype=torch.bool)
-    self.eval()
+    bare_model = BareGPT(self.eval())
     try:
         for n in range(T, T + max_new_tokens):
-            logits = self.next_logits(ids[:, :n], caches, blocks)    # (B, V)
+            logits = bare_model.next_logits(ids[:, :n], caches)  # (B, V)
             new = draw(logits, temperature, do_sample, top_k, top_p, generator)
             if stop_tokens: new = torch.where(stopped, ids[:, n - 1], new)
             ids[:, n] = new
