@@ -18,7 +18,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 # %% ../nbs/02_model.ipynb #39ec1865
-from .attention import CausalSelfAttention, KVCache, LARGE, Linear, attend, linear
+from .attention import CausalSelfAttention, KVCache, SMALL, Linear, attend, linear
 from .utils import CfgNode, ConfigError, patch
 
 # %% ../nbs/02_model.ipynb #fafb7575
@@ -342,7 +342,7 @@ def _untouched(m):
     return _FORWARDS.get(type(m)) is type(m).forward and 'forward' not in vars(m) and not m._forward_hooks and not m._forward_pre_hooks
 
 def _bare_linear(m):
-    small = m.weight.dtype == torch.float32 and m.weight.numel() < LARGE         # asked once instead of each time
+    small = m.weight.dtype == torch.float32 and m.weight.numel() < SMALL         # asked once instead of each time
     return partial(F.linear if small else linear, weight=m.weight, bias=m.bias)
 
 def _bare_norm(m): return partial(F.layer_norm, normalized_shape=m.normalized_shape, weight=m.weight, bias=m.bias, eps=m.eps)
