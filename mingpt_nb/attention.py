@@ -70,7 +70,7 @@ def linear(x, weight, bias=None): # (..., in); (out, in); (out,) -> (..., out)
     if n <= 8 and x.is_cpu and not torch.is_grad_enabled():
         if x.dtype == torch.float32 and size >= SMALL and _MKL:
             if size >= LARGE: return _turned(x, n, weight, bias)
-            if n == 1: return _summed(x, weight, bias)
+            if n == 1 and torch.get_num_threads() > 1: return _summed(x, weight, bias)
         if x.dtype == torch.bfloat16 and n == 1: return _without_onednn(x, weight, bias)
     return F.linear(x, weight, bias)
 
