@@ -37,6 +37,22 @@ def tables(result, name):
 def table(head, rows): return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [head, ['---'] * len(head), *rows])
 
 
+def span(rows, key, form):
+    "'14 to 16', or one number if all are the same."
+    low, high = (format(f(r[key] for r in rows), form) for f in (min, max))
+    return low if low == high else f'{low} to {high}'
+
+
+def expectations(rows, names):
+    "What `expect.py` measured, one line for each of `names`; several seeds make a range."
+    lines = []
+    for name in names:
+        mine = [r for r in rows if r['what'] == name]
+        lines.append([name, f"{mine[0]['steps']} of {mine[0]['batch_size']}", span(mine, 'wall_s', '.0f'), span(mine, 'first_loss', '.1f'), span(mine, 'last_loss', '.4f'),
+                      span(mine, 'right', '.1%'), mine[0]['text']])
+    return table(['', 'steps of a batch', 'seconds', 'loss at first', 'held-out loss at the end', 'held-out problems right', 'it writes'], lines)
+
+
 def number(v): return f'{v:,.0f}' if v >= 100 else f'{v:.3g}'
 
 

@@ -253,6 +253,7 @@ def main(
     "Train a GPT on the characters of a text, keep the best model, show what it writes. Returns the trainer."
     args, config = list(sys.argv[1:] if args is None else args), get_config()
     if args and not args[0].startswith('--'): config.text.file = args.pop(0)
+    if args and not args[0].startswith('--'): raise ConfigError(f'one file of text, please; {args[0]!r} is a second one. Join them, as in: cat a.txt b.txt > both.txt')
     config.merge_from_args(args)
     config.trainer.work_dir = config.trainer.work_dir or config.system.work_dir
     try: trainer = build(config)

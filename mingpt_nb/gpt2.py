@@ -397,7 +397,9 @@ def load(
     "A model in eval mode and its tokenizer. `ValueError` if the folder is of neither kind, or has no tokenizer."
     folder = find_folder(name_or_path)
     if not (folder/'config.json').is_file():
-        raise FileNotFoundError(f'no config.json in {folder}: neither save_model nor save_pretrained wrote it')
+        below = [str(f.parent) for f in sorted(folder.glob('*/config.json'))][:2]       # as `mingpt-nb chargpt` leaves it: out/chargpt/model
+        raise FileNotFoundError(f'no config.json in {folder}: neither save_model nor save_pretrained wrote it'
+                                + (f'; did you mean {" or ".join(below)}?' if below else ''))
     if read_json(folder/'config.json').get('format') == 'mingpt_nb': model, tokenizer = load_model(folder, device)
     else:
         try: model = load_pretrained(folder).to(pick_device(device))

@@ -12,6 +12,7 @@ __all__ = ['COMMANDS', 'patch', 'ConfigError', 'CfgNode', 'parse_value', 'set_se
 import builtins, difflib, importlib, json, logging, random, sys
 from ast import literal_eval
 from pathlib import Path
+from . import __version__
 
 # %% ../nbs/90_utils.ipynb #fdb411c2
 import numpy as np
@@ -228,6 +229,7 @@ def cli(
     command, *rest = (sys.argv[1:] if args is None else args) or ['--help']
     if command not in COMMANDS:
         usage = 'usage: mingpt-nb COMMAND [--field=value ...]\n\n' + '\n'.join(f'  {k:10} {text}' for k, (_, text) in COMMANDS.items())
+        if command in ('-V', '--version'): return print(__version__)
         if command in ('-h', '--help', 'help'): return print(usage + '\n\nmingpt-nb COMMAND --help shows the fields of a command')
         raise SystemExit(f'mingpt-nb: no command {command!r}\n{usage}')
     module = importlib.import_module(f'mingpt_nb.{COMMANDS[command][0]}')

@@ -39,3 +39,10 @@ def test_table_and_pictures_are_written(results):
         assert table.count('\n## ') == len(names) and '| tiktoken |' in table or 'GFLOP/s' in table
     pictures = {p.stem.split('-')[-1] for folder in results for p in folder.glob('*.png')}
     assert pictures == {'start', 'bpe', 'chargpt', 'train', 'generate', 'adder', 'time', 'memory', 'shares'}
+
+
+def test_expectations_come_from_the_chapters_cells(tmp_path):
+    out = tmp_path/'expect.json'
+    subprocess.run([sys.executable, ROOT/'benchmarks'/'expect.py', '--tiny', '--seeds', '1', '--json', out], check=True, capture_output=True)
+    rows = json.loads(out.read_text(encoding='utf-8'))['rows']
+    assert [r['what'] for r in rows] == ['sorting', '2 digits', '3 digits'] and all(r['steps'] == 5 and r['wall_s'] > 0 and 0 <= r['right'] < 1 for r in rows)
