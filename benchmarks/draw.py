@@ -50,7 +50,7 @@ def expectations(rows, names):
         mine = [r for r in rows if r['what'] == name]
         lines.append([name, f"{mine[0]['steps']} of {mine[0]['batch_size']}", span(mine, 'wall_s', '.0f'), span(mine, 'first_loss', '.1f'), span(mine, 'last_loss', '.4f'),
                       span(mine, 'right', '.1%'), mine[0]['text']])
-    return table(['', 'steps of a batch', 'seconds', 'loss at first', 'held-out loss at the end', 'held-out problems right', 'it writes'], lines)
+    return table(['', 'steps of a batch', 'seconds', 'loss at first', 'at the end', 'right', 'it writes'], lines)
 
 
 def number(v): return f'{v:,.0f}' if v >= 100 else f'{v:.3g}'
