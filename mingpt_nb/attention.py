@@ -74,6 +74,7 @@ def linear(x, weight, bias=None): # (..., in); (out, in); (out,) -> (..., out)
         if x.dtype == torch.bfloat16 and n == 1: return _without_onednn(x, weight, bias)
     return F.linear(x, weight, bias)
 
+# %% ../nbs/01_attention.ipynb #1bbed8d6
 def _turned(x, n, weight, bias):
     rows = x.reshape(n, weight.shape[1])
     if n == 1: rows = rows.repeat(2, 1)
