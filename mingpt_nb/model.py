@@ -336,7 +336,7 @@ def bare(
     m:nn.Module, # in eval mode: there is no dropout in the result
 ): # -> a function of the same arguments
     "`m` as a function that calls no module. With hooks, or of another class than this chapter's, it comes back as it is."
-    return _BARE[type(m)](m) if _untouched(m) else m
+    return _BARE[type(m)](m) if type(m) in _BARE and _untouched(m) else m
 
 def _untouched(m):
     return _FORWARDS.get(type(m)) is type(m).forward and 'forward' not in vars(m) and not m._forward_hooks and not m._forward_pre_hooks
@@ -370,11 +370,12 @@ _FORWARDS = {kind: kind.forward for kind in (*_BARE, CausalSelfAttention, MLP)}
 
 # %% ../nbs/02_model.ipynb #a59b08fe
 class BareGPT:
-    "What generation needs of a GPT, with functions in the place of modules. A subclass with a version of its own of one of the three is used as it is."
+    "What generation needs of a GPT, with functions in the place of modules. A model whose three methods are not these is used as it is."
     embed, hidden, next_logits = GPT.embed, GPT.hidden, GPT.next_logits
 
     def __new__(cls, model): # in eval mode
-        if any(getattr(type(model), name) is not getattr(cls, name) for name in ('embed', 'hidden', 'next_logits')): return model
+        changed = lambda name: name in vars(model) or getattr(type(model), name) is not getattr(cls, name)
+        if any(map(changed, ('embed', 'hidden', 'next_logits'))): return model
         self, t = super().__new__(cls), model.transformer
         self.transformer = SimpleNamespace(wte=t.wte, wpe=SimpleNamespace(weight=t.wpe.weight), h=list(map(bare, t.h)), ln_f=bare(t.ln_f))
         self.lm_head, self.block_size, self.training = bare(model.lm_head), model.block_size, False
