@@ -396,15 +396,15 @@ def load(
 ): # -> (model, tokenizer)
     "A model in eval mode and its tokenizer. `ValueError` if the folder is of neither kind, or has no tokenizer."
     folder = find_folder(name_or_path)
+    below = [str(f.parent) for f in sorted(folder.glob('*/model.safetensors'))][:2]     # a run keeps its model so: out/chargpt/model
+    hint = f'; did you mean {" or ".join(below)}?' if below else ''
     if not (folder/'config.json').is_file():
-        below = [str(f.parent) for f in sorted(folder.glob('*/config.json'))][:2]       # as `mingpt-nb chargpt` leaves it: out/chargpt/model
-        raise FileNotFoundError(f'no config.json in {folder}: neither save_model nor save_pretrained wrote it'
-                                + (f'; did you mean {" or ".join(below)}?' if below else ''))
+        raise FileNotFoundError(f'no config.json in {folder}: neither save_model nor save_pretrained wrote it{hint}')
     if read_json(folder/'config.json').get('format') == 'mingpt_nb': model, tokenizer = load_model(folder, device)
     else:
         try: model = load_pretrained(folder).to(pick_device(device))
         except ValueError as e:
-            raise ValueError(f'{folder} is neither a model that save_model wrote nor a GPT-2 that can be loaded: {e}') from e
+            raise ValueError(f'{folder} is neither a model that save_model wrote nor a GPT-2 that can be loaded: {e}{hint}') from e
         tokenizer = read_tokenizer(folder) or (get_encoder() if model.config.vocab_size == 50257 else None)
     if tokenizer is None: raise ValueError(f'no tokenizer in {folder}: vocab.json and merges.txt, or tokenizer.json')
     return model, tokenizer
