@@ -465,5 +465,7 @@ d = { 'settings': { 'branch': 'main',
                                  'mingpt_nb.utils.patch': ('utils.html#patch', 'mingpt_nb/utils.py'),
                                  'mingpt_nb.utils.pick_device': ('utils.html#pick_device', 'mingpt_nb/utils.py'),
                                  'mingpt_nb.utils.pick_dtype': ('utils.html#pick_dtype', 'mingpt_nb/utils.py'),
+                                 'mingpt_nb.utils.read_json': ('utils.html#read_json', 'mingpt_nb/utils.py'),
+                                 'mingpt_nb.utils.read_text': ('utils.html#read_text', 'mingpt_nb/utils.py'),
                                  'mingpt_nb.utils.set_seed': ('utils.html#set_seed', 'mingpt_nb/utils.py'),
                                  'mingpt_nb.utils.setup_logging': ('utils.html#setup_logging', 'mingpt_nb/utils.py')}}}
