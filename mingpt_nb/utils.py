@@ -6,11 +6,12 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/utils.html.md"""
 
 # %% auto #0
 __all__ = ['COMMANDS', 'patch', 'ConfigError', 'CfgNode', 'parse_value', 'set_seed', 'setup_logging', 'read_text', 'read_json',
-           'pick_device', 'pick_dtype', 'need', 'cli']
+           'pick_device', 'pick_dtype', 'evaluating', 'need', 'cli']
 
 # %% ../nbs/90_utils.ipynb #2ac5c824
-import builtins, difflib, importlib, json, logging, random, sys
+import builtins, difflib, importlib, json, logging, random, sys, threading
 from ast import literal_eval
+from contextlib import contextmanager
 from pathlib import Path
 from . import __version__
 
@@ -225,6 +226,39 @@ def pick_dtype(
         has = torch.cpu.get_capabilities()
         return torch.bfloat16 if has.get('avx512_bf16') or has.get('amx_bf16') else torch.float32
     return torch.float32
+
+# %% ../nbs/90_utils.ipynb #9a51c0e2
+_evaluating, _lock = {}, threading.Lock()                         # id of a model: [blocks, modes before]
+
+@contextmanager
+def evaluating(
+    model, # a torch Module
+):
+    "Within the block `model` is in eval mode; after the last of overlapping blocks, in that of before."
+    with _lock:
+        if id(model) not in _evaluating:
+            _evaluating[id(model)] = [0, _all_eval(model)]
+        _evaluating[id(model)][0] += 1
+    try:
+        yield model
+    finally:
+        with _lock:
+            _evaluating[id(model)][0] -= 1
+            if not _evaluating[id(model)][0]:
+                _restore(_evaluating.pop(id(model))[1])
+
+def _all_eval(model):
+    modes = [(m, m.training) for m in model.modules()]
+    if not any(mode for _, mode in modes):
+        return []                                                 # nothing to do, and to undo
+    model.eval()
+    return modes
+
+def _restore(modes):
+    if modes:
+        modes[0][0].train(modes[0][1])                            # a model may have a `train` of its own
+    for m, mode in modes:
+        m.training = mode
 
 # %% ../nbs/90_utils.ipynb #d0cb4b7a
 def need(
