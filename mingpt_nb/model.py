@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 # %% ../nbs/02_model.ipynb #39ec1865
 from .attention import CausalSelfAttention, KVCache, SMALL, Linear, attend, linear
-from .utils import CfgNode, ConfigError, patch
+from .utils import CfgNode, ConfigError, patch, plain_name
 
 # %% ../nbs/02_model.ipynb #fafb7575
 class NewGELU(nn.Module):
@@ -204,6 +204,31 @@ def to_hf(self:GPT):
     "The same model as a `GPT2LMHeadModel` of transformers: see `mingpt_nb.gpt2.to_hf`."
     from mingpt_nb.gpt2 import to_hf
     return to_hf(self)
+
+# %% ../nbs/02_model.ipynb #d522c21c
+def _load_by_name(self, state_dict, prefix, *args):
+    _rename(self, state_dict, prefix)
+    if self.lm_head.weight is self.transformer.wte.weight: _check_tied(state_dict, prefix)
+    nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
+
+GPT._load_from_state_dict = _load_by_name
+
+def _rename(model, state_dict, prefix):
+    "Give the weights the names that they have in `model`, whatever is wrapped there or here."
+    here = {plain_name(name): name for name, _ in model.named_modules()}
+    renamed = {}
+    for name in [n for n in state_dict if n.startswith(prefix)]:
+        module, _, leaf = plain_name(name.removeprefix(prefix)).rpartition('.')
+        new = f'{prefix}{here.get(module, module)}.{leaf}' if module else name
+        if new in renamed: raise ValueError(f'the state dict holds {plain_name(name)} twice')
+        renamed[new] = state_dict.pop(name)                       # `state_dict` is load_state_dict's own copy
+    state_dict.update(renamed)
+
+def _check_tied(state_dict, prefix):
+    head, table = (state_dict.get(f'{prefix}{name}.weight') for name in ('lm_head', 'transformer.wte'))
+    if head is None or table is None or head is table or head.shape != table.shape or head.is_meta or table.is_meta: return
+    if not torch.equal(head, table.to(head)): raise ValueError(
+        'lm_head.weight differs from transformer.wte.weight, and in this model they are one matrix (tie_weights=True)')
 
 # %% ../nbs/02_model.ipynb #9986ef74
 def check_ids(

@@ -59,6 +59,20 @@ def test_checkpoint_logits_and_training_step(tmp_path, n_head, T):
         torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize('front', ['_orig_mod.', 'module.', 'module._orig_mod.', '_orig_mod.module.'])
+def test_a_checkpoint_of_a_wrapped_model_loads(tmp_path, front):
+    "As nanoGPT writes it when it compiles, also on many devices: masks and all."
+    set_seed(1)
+    theirs = ReferenceGPT(config()).eval()
+    torch.save({'model': {front + k: v for k, v in theirs.state_dict().items()}, 'iter_num': 3}, tmp_path/'ckpt.pt')
+    ours = GPT(config()).eval()
+    ours.load_state_dict(torch.load(tmp_path/'ckpt.pt')['model'])
+    x, y = batch()
+    torch.testing.assert_close(ours(x, y), theirs(x, y), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match='lm_head.weight differs from transformer.wte.weight'):
+        GPT(config(tie_weights=True)).load_state_dict(torch.load(tmp_path/'ckpt.pt')['model'])
+
+
 def test_generation_is_the_simple_loop():
     set_seed(2)
     model = GPT(config()).eval()
