@@ -246,13 +246,13 @@ def pick_dtype(
     return torch.float32
 
 # %% ../nbs/90_utils.ipynb #9a51c0e2
-_evaluating, _lock = {}, threading.Lock()                         # id of a model: [blocks, modes before]
+_evaluating, _lock = {}, threading.Lock()                     # model's id: [blocks, modes before]
 
 @contextmanager
 def evaluating(
     model, # a torch Module
 ):
-    "Within the block `model` is in eval mode; after the last of overlapping blocks, in that of before."
+    "Within the block `model` is in eval mode; after the last of overlapping ones, as it was."
     with _lock:
         if id(model) not in _evaluating:
             _evaluating[id(model)] = [0, _all_eval(model)]
@@ -274,7 +274,7 @@ def _all_eval(model):
 
 def _restore(modes):
     if modes:
-        modes[0][0].train(modes[0][1])                            # a model may have a `train` of its own
+        modes[0][0].train(modes[0][1])                           # it may have a `train` of its own
     for m, mode in modes:
         m.training = mode
 
