@@ -10,22 +10,14 @@ rows that it had written when the time was up count.
 import argparse, datetime, json, os, platform, re, subprocess, sys, tempfile, time
 from importlib import metadata
 from pathlib import Path
+from common import cpu_name
 
 HERE = Path(__file__).parent
 PLAN = {'machine': ('machine.py', 60), 'start': ('start.py', 200), 'bpe': ('bpe.py --size 4000000', 200), 'train': ('train.py', 260),
         'processes': ('train.py processes --rounds 5', 140),
-        'generate': ('generate.py', 220), 'scaling': ('scaling.py', 220), 'chargpt': ('chargpt.py steps --rounds 7', 100), 'adder': ('adder.py', 260)}
+        'generate': ('generate.py', 220), 'products': ('products.py', 60), 'bare': ('bare.py', 30),
+        'scaling': ('scaling.py', 220), 'chargpt': ('chargpt.py steps --rounds 7', 100), 'adder': ('adder.py', 260)}
 TOTAL = 19 * 60                                                  # seconds for all of them
-
-
-def cpu_name():
-    "What the maker calls the processor."
-    try: found = re.search(r'^model name\s*: (.+)$', Path('/proc/cpuinfo').read_text(), re.M)
-    except OSError: found = None
-    if found: return found[1].strip()
-    if platform.system() == 'Darwin':
-        return subprocess.run(['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True).stdout.strip()
-    return platform.processor() or platform.machine()
 
 
 def load():
@@ -43,7 +35,7 @@ def versions(*names):
 
 def machine():
     cpu, cores = cpu_name(), os.cpu_count()
-    name = re.sub('[^a-z0-9]+', '-', f'{cpu} {cores} cores'.lower()).strip('-')
+    name = re.sub('[^a-z0-9]+', '-', re.sub(r'\((R|TM)\)', '', f'{cpu} {cores} cores').lower()).strip('-')
     return dict(name=name, cpu=cpu, cores=cores, system=f'{platform.system()} {platform.machine()}',
                 versions=versions('mingpt-nb', 'torch', 'numpy', 'transformers', 'tokenizers', 'tiktoken'))
 

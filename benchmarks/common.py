@@ -4,10 +4,21 @@ A script defines `rows(args)`, which yields a dict for each figure, and ends wit
 measure passes a dict of such functions, and the first argument picks one. Functions that are compared take turns in one process; each
 round gives one ratio, of which the row holds the median and the extremes. A ratio above 1 means that mingpt_nb is the faster one.
 """
-import argparse, json, multiprocessing, os, platform, statistics, sys, time
+import argparse, json, multiprocessing, os, platform, re, statistics, subprocess, sys, time
 from contextlib import contextmanager
+from pathlib import Path
 
 OURS = 'mingpt_nb'
+
+
+def cpu_name():
+    "What the maker calls the processor."
+    try: found = re.search(r'^model name\s*: (.+)$', Path('/proc/cpuinfo').read_text(), re.M)
+    except OSError: found = None
+    if found: return found[1].strip()
+    if platform.system() == 'Darwin':
+        return subprocess.run(['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True).stdout.strip()
+    return platform.processor() or platform.machine()
 
 
 def seconds(f, clock=time.perf_counter):

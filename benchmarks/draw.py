@@ -23,7 +23,8 @@ def markdown(result):
     parts.append(f"{about['cpu']}, {about['cores']} cores, {result['date']}, " + ', '.join(f'{k} {v}' for k, v in about['versions'].items()))
     for name, run in result['runs'].items():
         parts.append(f"## {name}\n\n`{run['command']}`, {run.get('threads', '?')} thread(s), {run['seconds']:.0f} s, "
-                     f"load {run['load_before']} before and {run['load_after']} after" + (f", **{run['failed']}**" if 'failed' in run else ''))
+                     f"load {run['load_before']} before and {run['load_after']} after" + (f", {run['note']}" if 'note' in run else '')
+                     + (f", **{run['failed']}**" if 'failed' in run else ''))
         parts.append(tables(result, name))
     return '\n\n'.join(parts) + '\n'
 

@@ -6,19 +6,16 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/model.html.md"""
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'PRESETS', 'NewGELU', 'MLP', 'Block', 'count_params', 'default_config', 'resolve_config', 'GPT',
-           'init_weights', 'check_ids', 'lm_loss', 'decay_groups', 'filter_logits', 'check_sampling', 'bare', 'BareGPT',
-           'draw']
+           'init_weights', 'check_ids', 'lm_loss', 'decay_groups', 'filter_logits', 'check_sampling', 'draw']
 
 # %% ../nbs/02_model.ipynb #dba834c3
 import math, os
-from functools import partial
-from types import SimpleNamespace
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
 # %% ../nbs/02_model.ipynb #39ec1865
-from .attention import CausalSelfAttention, KVCache, SMALL, Linear, attend, linear
+from .attention import CausalSelfAttention, KVCache
 from .utils import CfgNode, ConfigError, patch, plain_name
 
 # %% ../nbs/02_model.ipynb #fafb7575
@@ -33,18 +30,18 @@ ACTIVATIONS = dict(gelu_new=NewGELU, gelu_pytorch_tanh=NewGELU, gelu=nn.GELU, re
 
 # %% ../nbs/02_model.ipynb #8ab7e864
 class MLP(nn.Module):
-    "Two linear layers with a GELU between them, four times wider inside, on each position by itself: (B, T, C) -> (B, T, C)."
+    "Two layers with a GELU between them, on each position by itself: (B, T, C) -> (B, T, C)."
 
-    def __init__(self, config): # with n_embd, resid_pdrop, and, if they differ from GPT-2's, n_inner and activation
+    def __init__(self, config): # n_embd, resid_pdrop; n_inner, activation if not GPT-2's
         super().__init__()
         inner = getattr(config, 'n_inner', None) or 4 * config.n_embd
-        self.c_fc = Linear(config.n_embd, inner)
-        self.c_proj = Linear(inner, config.n_embd)
+        self.c_fc = nn.Linear(config.n_embd, inner)
+        self.c_proj = nn.Linear(inner, config.n_embd)
         self.act = ACTIVATIONS[getattr(config, 'activation', 'gelu_new')]()
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x):
-        x = self.c_proj(self.act(self.c_fc(x)))                        # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        x = self.c_proj(self.act(self.c_fc(x)))        # (B, T, C) -> (B, T, 4C) -> (B, T, C)
         return self.dropout(x) if self.training else x
 
 # %% ../nbs/02_model.ipynb #23422347
@@ -165,7 +162,7 @@ class GPT(nn.Module):
             drop=nn.Dropout(c.embd_pdrop),
             h=nn.ModuleList([Block(c) for _ in range(c.n_layer)]),
             ln_f=nn.LayerNorm(c.n_embd, c.layer_norm_epsilon)))
-        self.lm_head = Linear(c.n_embd, c.vocab_size, bias=False)
+        self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         init_weights(self)
         if c.tie_weights: self.lm_head.weight = self.transformer.wte.weight
 
@@ -356,77 +353,44 @@ def next_logits(self:GPT, idx, caches:list=None): # all tokens so far (B, T), an
     else: x = self.hidden(idx[:, -self.block_size:])
     return self.lm_head(x[:, -1])                                # (B, C) -> (B, V): only the last position is needed
 
-# %% ../nbs/02_model.ipynb #3f1415b2
-def bare(
-    m:nn.Module, # in eval mode: there is no dropout in the result
-): # -> a function of the same arguments
-    "`m` as a function that calls no module. With hooks, or of another class than this chapter's, it comes back as it is."
-    return _BARE[type(m)](m) if type(m) in _BARE and _untouched(m) else m
-
-def _untouched(m):
-    return _FORWARDS.get(type(m)) is type(m).forward and 'forward' not in vars(m) and not m._forward_hooks and not m._forward_pre_hooks
-
-def _bare_linear(m):
-    small = m.weight.dtype == torch.float32 and m.weight.numel() < SMALL         # asked once instead of each time
-    return partial(F.linear if small else linear, weight=m.weight, bias=m.bias)
-
-def _bare_norm(m): return partial(F.layer_norm, normalized_shape=m.normalized_shape, weight=m.weight, bias=m.bias, eps=m.eps)
-
-# %% ../nbs/02_model.ipynb #0775393b
-def _bare_block(block):
-    a, m = block.attn, block.mlp
-    if type(a) is not CausalSelfAttention or type(m) is not MLP or not (_untouched(a) and _untouched(m)): return block
-    norm_1, c_attn, c_proj, norm_2, fc, act, proj = map(bare, (block.ln_1, a.c_attn, a.c_proj, block.ln_2, m.c_fc, m.act, m.c_proj))
-    C, nh = a.n_embd, a.n_head
-    def forward(x, cache=None):
-        B, T, _ = x.shape
-        x = x.reshape(B * T, C)
-        q, k, v = c_attn(norm_1(x)).view(B, T, 3 * nh, C // nh).transpose(1, 2).chunk(3, dim=1)
-        if cache is not None: k, v = cache.append(k, v)          # each (B, nh, S, hs), in the cache's dtype
-        y = attend(q, k, v) if q.dtype == k.dtype else attend(q.to(k.dtype), k, v).to(x.dtype)
-        x = x + c_proj(y.transpose(1, 2).reshape(B * T, C))
-        x = x + proj(act(fc(norm_2(x))))
-        return x.view(B, T, C)
-    return forward
-
-# %% ../nbs/02_model.ipynb #30b38f74
-_BARE = {Linear: _bare_linear, nn.LayerNorm: _bare_norm, Block: _bare_block, **{act: lambda m: m.forward for act in ACTIVATIONS.values()}}
-_FORWARDS = {kind: kind.forward for kind in (*_BARE, CausalSelfAttention, MLP)}
-
-# %% ../nbs/02_model.ipynb #a59b08fe
-class BareGPT:
-    "What generation needs of a GPT, with functions in the place of modules. A model whose three methods are not these is used as it is."
-    embed, hidden, next_logits = GPT.embed, GPT.hidden, GPT.next_logits
-
-    def __new__(cls, model): # in eval mode
-        changed = lambda name: name in vars(model) or getattr(type(model), name) is not getattr(cls, name)
-        if any(map(changed, ('embed', 'hidden', 'next_logits'))): return model
-        self, t = super().__new__(cls), model.transformer
-        self.transformer = SimpleNamespace(wte=t.wte, wpe=SimpleNamespace(weight=t.wpe.weight), h=list(map(bare, t.h)), ln_f=bare(t.ln_f))
-        self.lm_head, self.block_size, self.training = bare(model.lm_head), model.block_size, False
-        return self
-
 # %% ../nbs/02_model.ipynb #67f05a1d
 @patch
 @torch.inference_mode()
-def stream(self:GPT, idx, max_new_tokens:int, temperature:float=1.0, do_sample:bool=False, top_k:int=None, top_p:float=None,
-           stop_tokens=None, use_cache:bool=True, generator=None):
-    "Yield the next token of each sequence, LongTensor (B,), up to `max_new_tokens` times. The arguments are those of `generate`."
-    (B, T), was_training = idx.shape, self.training
-    ids = idx.new_empty(B, T + max_new_tokens)                   # room for all, so that nothing is copied later
+def stream(self:GPT,
+    idx, # LongTensor (B, T), at least one token
+    max_new_tokens:int, # and all others: as in `generate`
+    temperature:float=1.0,
+    do_sample:bool=False,
+    top_k:int=None,
+    top_p:float=None,
+    stop_tokens=None, # a list of ids
+    use_cache:bool=True,
+    generator=None,
+):
+    "Yield the next token of each sequence, LongTensor (B,), up to `max_new_tokens` times."
+    B, T = idx.shape
+    end = T + max_new_tokens
+    ids = idx.new_empty(B, end)                                         # room for all tokens
     ids[:, :T] = idx
-    caches = self.new_caches(B, min(T + max_new_tokens, self.block_size)) if use_cache else None
-    stops, stopped = torch.tensor(stop_tokens or [], device=idx.device), idx.new_zeros(B, dtype=torch.bool)
-    bare_model = BareGPT(self.eval())
+    caches = self.new_caches(B, min(end, self.block_size)) if use_cache else None
+    stops = torch.tensor(stop_tokens or [], device=idx.device)
+    stopped = idx.new_zeros(B, dtype=torch.bool)
+    was_training = self.training
+    self.eval()
     try:
-        for n in range(T, T + max_new_tokens):
-            logits = bare_model.next_logits(ids[:, :n], caches)  # (B, V)
+        for n in range(T, end):
+            logits = self.next_logits(ids[:, :n], caches)               # (B, V)
             new = draw(logits, temperature, do_sample, top_k, top_p, generator)
-            if stop_tokens: new = torch.where(stopped, ids[:, n - 1], new)
+            if stop_tokens:
+                new = torch.where(stopped, ids[:, n - 1], new)
             ids[:, n] = new
             yield new
-            if stop_tokens and (stopped := stopped | torch.isin(new, stops)).all(): return
-    finally: self.train(was_training)
+            if stop_tokens:
+                stopped = stopped | torch.isin(new, stops)
+                if stopped.all():
+                    return
+    finally:
+        self.train(was_training)
 
 # %% ../nbs/02_model.ipynb #3227ed9f
 def draw(logits, temperature:float=1.0, do_sample:bool=False, top_k:int=None, top_p:float=None, generator=None):
