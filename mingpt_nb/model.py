@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 # %% ../nbs/02_model.ipynb #39ec1865
 from .attention import CausalSelfAttention, KVCache
+from .checks import as_integer, as_number, as_python
 from .utils import CfgNode, ConfigError, patch, plain_name
 
 # %% ../nbs/02_model.ipynb #fafb7575
@@ -114,16 +115,27 @@ def _apply_preset(c):
 
 # %% ../nbs/02_model.ipynb #f96cb009
 def _check_sizes(c):
-    "`ConfigError` for sizes that are not positive integers, for dropout outside [0, 1), or an unknown activation."
+    """Make the numbers in `c` Python's own. `ConfigError` for sizes that are not positive integers,
+    dropout outside [0, 1), or an unknown activation."""
     for k in (*_SIZES, 'vocab_size', 'block_size', 'n_inner'):
         v = getattr(c, k)
-        if k == 'n_inner' and v is None: continue
-        if v is None: raise ConfigError(f'{k} is missing: set config.{k}')
-        if not isinstance(v, int) or isinstance(v, bool) or v < 1: raise ConfigError(f'{k} must be a positive integer, got {v!r}')
+        if k == 'n_inner' and v is None:
+            continue
+        if v is None:
+            raise ConfigError(f'{k} is missing: set config.{k}')
+        setattr(c, k, as_integer(k, v, low=1, error=ConfigError))
     for k in ('embd_pdrop', 'resid_pdrop', 'attn_pdrop'):
-        if not 0 <= getattr(c, k) < 1: raise ConfigError(f'{k} must be at least 0 and below 1, got {getattr(c, k)}')
-    if c.activation not in ACTIVATIONS: raise ConfigError(f'unknown activation {c.activation!r}; there are: {", ".join(ACTIVATIONS)}')
-    if not c.layer_norm_epsilon > 0: raise ConfigError(f'layer_norm_epsilon must be above 0, got {c.layer_norm_epsilon}')
+        p = as_number(k, getattr(c, k), ConfigError)
+        if not 0 <= p < 1:
+            raise ConfigError(f'{k} must be at least 0 and below 1, got {p}')
+        setattr(c, k, p)
+    if c.activation not in ACTIVATIONS:
+        known = ', '.join(ACTIVATIONS)
+        raise ConfigError(f'unknown activation {c.activation!r}; there are: {known}')
+    c.layer_norm_epsilon = as_number('layer_norm_epsilon', c.layer_norm_epsilon, ConfigError)
+    if not 0 < c.layer_norm_epsilon < math.inf:
+        raise ConfigError(f'layer_norm_epsilon must be above 0, got {c.layer_norm_epsilon}')
+    c.tie_weights = as_python(c.tie_weights)
 
 # %% ../nbs/02_model.ipynb #f30bd6db
 def _check_memory(c):

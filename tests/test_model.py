@@ -1,4 +1,7 @@
-"""Properties of the model that hold for every shape."""
+"""Properties of the model that hold for every shape, and what it takes as input."""
+import json
+
+import numpy as np
 import torch
 from hypothesis import given, settings, strategies as st
 
@@ -86,3 +89,15 @@ def test_values_survive_the_command_line():
         assert config.to_dict() == values
         assert {k: type(v) for k, v in config.to_dict().items()} == {k: type(v) for k, v in values.items()}
     check()
+
+
+def test_numbers_of_numpy_and_torch_make_a_config_of_python_numbers():
+    config = GPT.get_default_config()
+    config.merge_from_dict(dict(n_layer=np.int64(1), n_head=torch.tensor(2), n_embd=np.uint8(8), vocab_size=np.int64(65), block_size=8.,
+                                embd_pdrop=np.float32(0), attn_pdrop=torch.tensor(0.5), tie_weights=np.bool_(True)))
+    model = GPT(config)
+    found = model.config.to_dict()
+    assert {type(v) for v in found.values()} <= {int, float, bool, str, type(None)}
+    assert json.loads(json.dumps(found)) == found
+    assert (found['vocab_size'], found['block_size'], found['attn_pdrop'], found['tie_weights']) == (65, 8, 0.5, True)
+    assert model.lm_head.weight is model.transformer.wte.weight
