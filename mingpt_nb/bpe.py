@@ -8,8 +8,9 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/bpe.html.md"""
 __all__ = ['DATA', 'SHA256', 'FILE_NAMES', 'as_ids', 'look_up', 'CharTokenizer', 'bytes_to_unicode', 'get_pairs', 'merge_pair',
            'read_data', 'read_merges', 'unicode_ranges', 'char_class', 'splitter', 'split_words', 'merge_short',
            'merge_long', 'cut_apart', 'han_cut', 'Words', 'merge_tables', 'Vocabulary', 'Merger', 'check_text',
-           'slices', 'pick_special', 'Codec', 'find_files', 'Encoder', 'save_chars', 'load_tokenizer',
-           'encoder_from_merges', 'get_encoder', 'BPETokenizer', 'word_counts', 'learn_merges', 'train_bpe']
+           'slices', 'pick_special', 'Codec', 'find_files', 'write_tokenizer', 'Encoder', 'save_chars',
+           'load_tokenizer', 'chars_from_vocab', 'encoder_from_merges', 'get_encoder', 'BPETokenizer', 'known_ids',
+           'word_counts', 'learn_merges', 'train_bpe']
 
 # %% ../nbs/00_bpe.ipynb #ad1b685c
 import bz2, hashlib, heapq, json, re
@@ -20,6 +21,7 @@ from pathlib import Path
 
 # %% ../nbs/00_bpe.ipynb #f29f3c01
 import mingpt_nb
+from .files import TOKENIZER_FILES, about, read_text, read_vocab, write_model
 
 # %% ../nbs/00_bpe.ipynb #7c04e1a2
 def as_ids(
@@ -391,6 +393,17 @@ def find_files(
         if all((folder/name).exists() for name in names): return folder/names[0], folder/names[1]
     return (folder/'vocab.json' if (folder/'vocab.json').exists() else None), None
 
+# %% ../nbs/00_bpe.ipynb #f3ff10e9
+def write_tokenizer(
+    folder, # made if it is not there
+    files:dict, # name -> text
+):
+    "Write the files of a tokenizer, all or none; those of another one that was there go."
+    def write(part):
+        for name, text in files.items():
+            (part/name).write_text(text, encoding='utf-8')
+    write_model(folder, write, TOKENIZER_FILES)
+
 # %% ../nbs/00_bpe.ipynb #5435e6d2
 class Encoder(Codec):
     """GPT-2's tokenizer, with the interface of minGPT's. `encoder` maps tokens, written as `bytes_to_unicode` does, to ids;
@@ -408,32 +421,36 @@ class Encoder(Codec):
                 'token_ix': [self.encoder[t] for t in merged]}
 
     def save(self, folder):
-        "Write vocab.json and merges.txt, as Hugging Face does."
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        "Write vocab.json and merges.txt, as Hugging Face does, in place of any tokenizer that was there."
         merges = '\n'.join(f'{a} {b}' for a, b in self.bpe_ranks)
-        Path(folder, 'vocab.json').write_text(json.dumps(self.encoder, ensure_ascii=False), encoding='utf-8')
-        Path(folder, 'merges.txt').write_text(f'#version: 0.2\n{merges}\n', encoding='utf-8')
+        write_tokenizer(folder, {'vocab.json': json.dumps(self.encoder, ensure_ascii=False), 'merges.txt': f'#version: 0.2\n{merges}\n'})
 
 # %% ../nbs/00_bpe.ipynb #51aed007
 def save_chars(self, folder):
-    "Write vocab.json; a merges.txt that lies there belonged to another tokenizer, and goes."
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, 'vocab.json').write_text(json.dumps(self.stoi), encoding='utf-8')
-    Path(folder, 'merges.txt').unlink(missing_ok=True)
+    "Write vocab.json, in place of any tokenizer that was there."
+    write_tokenizer(folder, {'vocab.json': json.dumps(self.stoi)})
 
 CharTokenizer.save = save_chars
 
 def load_tokenizer(
     folder, # with vocab.json and merges.txt, or encoder.json and vocab.bpe, or only vocab.json
 ):
-    "The `Encoder` or `CharTokenizer` that was saved in `folder`. `FileNotFoundError` if there is none."
+    """The `Encoder` or `CharTokenizer` that was saved in `folder`. `FileNotFoundError` if there is none;
+    `ValueError` names the file that is damaged, or is no such thing."""
     vocab, merges = find_files(folder)
     if not vocab:
         raise FileNotFoundError(f'no tokenizer in {folder}: expected vocab.json (and merges.txt), or encoder.json and vocab.bpe')
-    table = json.loads(vocab.read_text(encoding='utf-8'))
-    if merges: return Encoder(table, read_merges(merges.read_text(encoding='utf-8')))
+    table = read_vocab(vocab)
+    if not merges:
+        with about(vocab): return chars_from_vocab(table)
+    text = read_text(merges)
+    with about(merges): pairs = read_merges(text)
+    with about(f'{vocab} with {merges.name}'): return Encoder(table, pairs)
+
+def chars_from_vocab(table:dict) -> CharTokenizer:
+    "The tokenizer with these ids for its characters. `ValueError` if they are not in the characters' order."
     tok = CharTokenizer(table)
-    if tok.stoi != table: raise ValueError(f'{vocab} does not number its characters in their order')
+    if tok.stoi != table: raise ValueError('it does not number its characters in their order')
     return tok
 
 Encoder.load = CharTokenizer.load = staticmethod(load_tokenizer)
@@ -471,6 +488,17 @@ class BPETokenizer:
         return self.encoder.decode(idx)
 
     def save(self, folder): self.encoder.save(folder)
+
+# %% ../nbs/00_bpe.ipynb #5a4dbf69
+def known_ids(
+    tokenizer, # of this chapter, or anything with `vocab_size`
+): # -> a set-like view or a range; None: nobody knows
+    "The ids that `decode` takes."
+    tokenizer = getattr(tokenizer, 'encoder', tokenizer) if isinstance(tokenizer, BPETokenizer) else tokenizer
+    for table in (getattr(tokenizer, name, None) for name in ('decoder', 'itos')):
+        if isinstance(table, dict): return table.keys()
+    size = getattr(tokenizer, 'vocab_size', None)
+    return None if size is None else range(size)
 
 # %% ../nbs/00_bpe.ipynb #ce8fa6ed
 def word_counts(
