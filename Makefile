@@ -3,22 +3,41 @@ PYTHON ?= python3
 BIN := .venv/bin
 META := settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test check bench docs smalldocs preview readme outputs clean
+.PHONY: demo test chapters check portable avx2 bench docs smalldocs preview readme outputs clean
 
 demo: .venv/demo  ## train a GPT to add, and test it
 	$(BIN)/mingpt-nb adder
 
 # Chapters run side by side, and the threads that torch starts in each would fight over the same cores. They run in a copy, where
-# their outputs are kept for `make check`.
+# their outputs are kept for `make check`. ONLY takes some of them, as in ONLY='0[467]_'.
+RUN ?= _run
+ONLY ?= .
+chapters: export OMP_NUM_THREADS = 1
+chapters: .venv/dev  ## run all chapters, in the folder RUN
+	rm -rf $(RUN) && cp -R nbs $(RUN)
+	PYTHONWARNINGS=error $(BIN)/nbdev-test $(RUN) --file_re '$(ONLY)' --save --timing
+
 test: export OMP_NUM_THREADS = 1
-test: .venv/dev  ## run all chapters, then the tests
-	rm -rf _run && cp -R nbs _run
-	PYTHONWARNINGS=error $(BIN)/nbdev-test _run --save --timing
+test: chapters  ## run all chapters, then the tests
 	$(BIN)/pytest -q
 
 check: .venv/dev  ## after make test: did the chapters print what the pages show?
-	@test -d _run || { echo "run 'make test' first" >&2; exit 1; }
-	$(BIN)/python -m mingpt_nb.book check nbs _run
+	@test -d $(RUN) || { echo "run 'make test' first" >&2; exit 1; }
+	$(BIN)/python -m mingpt_nb.book check nbs $(RUN)
+
+# What torch, oneDNN and MKL may use of the processor: as if it had AVX2 and no more, or SSE and no more.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+
+portable:  ## all chapters as on three kinds of processors: do the pages hold on each?
+	$(MAKE) chapters check
+	$(AVX2) $(MAKE) chapters check RUN=_run-avx2
+	$(SSE) $(MAKE) chapters check RUN=_run-sse
+	$(BIN)/python -m mingpt_nb.book needed nbs _run _run-avx2 _run-sse
+
+# Chapters that train, as on a processor with AVX2 and no more.
+avx2:
+	$(AVX2) $(MAKE) chapters check RUN=_run-avx2 ONLY='0[467]_'
 
 bench: .venv/dev  ## measure against other libraries, in under 20 minutes, into benchmarks/results
 	$(BIN)/python benchmarks
@@ -44,10 +63,11 @@ outputs: export OMP_NUM_THREADS = 1
 outputs: .venv/dev  ## export the chapters, run them, and save what they print and draw
 	$(BIN)/nbdev-export
 	PYTHONWARNINGS=error $(BIN)/nbdev-test --save --n-workers 0
+	$(BIN)/python -m mingpt_nb.book sign nbs
 	$(BIN)/nbdev-clean
 
 clean:
-	rm -rf .venv _proc _docs _run build dist *.egg-info
+	rm -rf .venv _proc _docs _run* build dist *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -7,17 +7,18 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/book.html.md"""
 # %% auto #0
 __all__ = ['COLORS', 'STYLE', 'DASHES', 'subplots', 'line_chart', 'bar_chart', 'flow_chart', 'heat_map', 'read_as_book',
            'headings_first', 'definitions', 'link_names', 'page_links', 'BookPage', 'mathml', 'make_local',
-           'fit_screens', 'finish_site', 'same_output', 'printed', 'changed_outputs', 'check_outputs', 'to_markdown',
-           'main']
+           'fit_screens', 'finish_site', 'same_output', 'claims', 'out_of_range', 'output_change', 'printed',
+           'changed_outputs', 'check_outputs', 'check_varies', 'cpu_name', 'sign', 'to_markdown', 'main']
 
 # %% ../nbs/92_book.ipynb #27b83cc2
-import json, re, sys
+import json, platform, re, subprocess, sys
 from base64 import b64decode
 from functools import lru_cache
 from html import unescape
 from itertools import accumulate, cycle
 from math import isclose
 from pathlib import Path
+import torch
 from .bpe import SHA256, read_data
 from .utils import need
 
@@ -203,24 +204,34 @@ def link_names(
 def page_links(
     name:str, # of the notebook
     runs:bool=True, # has it a cell for the reader to run?
+    made_on:str='', # the processor on which its numbers were made
     repo:str='https://github.com/mingpt-nb/mingpt_nb',
 ) -> str:
-    "Markdown that links to the notebook in Colab and on GitHub."
+    "Markdown that links to the notebook in Colab and on GitHub, and says where its numbers come from."
     blob = f'/blob/main/nbs/{name}'
     colab = repo.replace('github.com', 'colab.research.google.com/github')
-    colab = f'[Open in Colab]({colab}{blob}) · ' if runs else ''
-    return f'::: {{.page-links}}\n{colab}[View source]({repo}{blob})\n:::'
+    parts = [f'[Open in Colab]({colab}{blob})'] if runs else []
+    parts.append(f'[View source]({repo}{blob})')
+    if runs and made_on:
+        parts.append(f'Numbers made on: {made_on}')
+    return '::: {.page-links}\n' + ' · '.join(parts) + '\n:::'
 
 # %% ../nbs/92_book.ipynb #5cef42f8
 class BookPage:
-    "nbdev processor for a whole notebook: headings before their source, links, then `read_as_book` on each cell."
+    "nbdev processor for a whole notebook: headings before their source, links, `read_as_book` on each cell."
 
-    def __init__(self, nb): self.nb, self.path = nb, Path(nb.path_)
+    def __init__(self, nb):
+        self.nb = nb
+        self.path = Path(nb.path_)
 
     def begin(self):
-        headings_first(self.nb.cells)
-        runs = any(c.cell_type == 'code' and not re.match(r'#\| *hide\b', c.get('source') or '') for c in self.nb.cells)
-        self.nb.cells.insert(1, need('fastcore.nbio', 'dev').mk_cell(page_links(self.path.name, runs), cell_type='markdown'))
+        cells = self.nb.cells
+        headings_first(cells)
+        hidden = re.compile(r'#\| *hide\b')
+        runs = any(c.cell_type == 'code' and not hidden.match(c.get('source') or '') for c in cells)
+        made_on = self.nb.get('metadata', {}).get('made_on', '')
+        links = page_links(self.path.name, runs, made_on)
+        cells.insert(1, need('fastcore.nbio', 'dev').mk_cell(links, cell_type='markdown'))
 
     def __call__(self, cell):
         read_as_book(cell)
@@ -280,7 +291,7 @@ def finish_site(
 
 # %% ../nbs/92_book.ipynb #bf06c765
 _UNIT = r'(?:ns|µs|us|ms|s|secs?|seconds?|min|minutes?|hours?|x|times|[kMG]i?B|\w*/s)(?![\w/])'
-_NUMBER = r'[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?'
+_NUMBER = r'[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)\.?\d*(?:e[-+]?\d+)?'
 _VARIES = re.compile(rf'0x[0-9a-f]+|{_NUMBER}(?:\s*(?:to|-|–|±)\s*{_NUMBER})?\s*{_UNIT}')
 
 def same_output(
@@ -295,31 +306,134 @@ def same_output(
     return len(numbers[0]) == len(numbers[1]) and all(isclose(a, b, rel_tol=rel, abs_tol=1e-4) for a, b in zip(*numbers))
 
 # %% ../nbs/92_book.ipynb #5fefcdf7
+def claims(
+    cell:dict, # of a notebook
+): # -> None, or (is it a model's text?, [(words before a number, lowest, highest)])
+    "What the `#| varies:` lines of a cell say about its output. `ValueError` if they say it in another form."
+    lines = re.findall(r'^#\| *varies\b:?(.*)', ''.join(cell['source']), re.M)
+    if not lines:
+        return None
+    parts = [part.strip() for part in ','.join(lines).split(',')]
+    ranges = [re.fullmatch(rf'(.*?) *({_NUMBER}) to ({_NUMBER})', p) for p in parts if p != 'text']
+    if None in ranges:
+        raise ValueError(f"cell {cell['id']}: 'varies' wants 'text' or '[words] LOW to HIGH', got {parts}")
+    return 'text' in parts, [(m[1], float(m[2]), float(m[3])) for m in ranges]
+
+# %% ../nbs/92_book.ipynb #069008d2
+def out_of_range(
+    text:str, # an output
+    ranges, # from `claims`
+): # -> (text with # for each number that the ranges are about, what is wrong: a list)
+    "Hold the numbers in an output to their ranges. A range without words is about all numbers that no other names."
+    wrong = []
+    for words, low, high in sorted(ranges, key=lambda r: -len(r[0])):
+        def hold(m):
+            if not low <= float(m[2].replace(',', '')) <= high:
+                wrong.append(f'{m[0].strip()} is not in {low:g} to {high:g}')
+            return m[1] + '#'
+        text, found = re.subn(rf'({re.escape(words)}[:,]?\s*)({_NUMBER})', hold, text)
+        if not found:
+            wrong.append(f'no number after {words!r}')
+    return text, wrong
+
+# %% ../nbs/92_book.ipynb #5584517d
+def output_change(
+    old:str, # what the page shows
+    new:str, # what the cell prints now
+    varies=None, # from `claims`
+) -> str: # what is wrong with the two; '' if nothing
+    "Compare two outputs of a cell, as strictly as the cell allows."
+    if varies is None:
+        return '' if same_output(old, new) else 'another output'
+    is_text, ranges = varies
+    (old, old_wrong), (new, new_wrong) = (out_of_range(text, ranges) for text in (old, new))
+    if old_wrong or new_wrong:
+        return '; '.join([f'on the page {w}' for w in old_wrong] + [f'now {w}' for w in new_wrong])
+    if is_text:
+        return '' if old.strip() and new.strip() else 'no text'
+    same = len(old.splitlines()) == len(new.splitlines()) and same_output(old, new)
+    return '' if same else 'another form'
+
+# %% ../nbs/92_book.ipynb #92a1c0e1
 def printed(
     cell:dict, # of a notebook
 ) -> str:
-    "The text among the outputs of a code cell; nothing if the cell says that its output varies."
-    if re.search(r'^#\| *varies: *true', ''.join(cell['source']), re.M): return ''
-    outputs = ((out, out.get('data', {})) for out in cell.get('outputs', []))
-    return '\n'.join(''.join(out.get('text') or data.get('text/html') or data.get('text/plain') or []) for out, data in outputs)
+    "The text among the outputs of a code cell."
+    texts = []
+    for out in cell.get('outputs', []):
+        data = out.get('data', {})
+        texts.append(''.join(out.get('text') or data.get('text/html') or data.get('text/plain') or []))
+    return '\n'.join(texts)
+
+def _cells(path):
+    return {cell['id']: cell for cell in json.loads(Path(path).read_text(encoding='utf-8'))['cells']}
 
 def changed_outputs(
     page, # a notebook
     run, # the same notebook, executed now
 ) -> list:
-    "The cells that print something else now, as (cell id, old text, new text)."
-    shown, now = ({cell['id']: printed(cell) for cell in json.loads(Path(path).read_text(encoding='utf-8'))['cells']} for path in (page, run))
-    return [(i, shown[i], now.get(i, '')) for i in shown if not same_output(shown[i], now.get(i, ''))]
+    "The cells that say something else now, as (cell id, old text, new text, what is wrong)."
+    found, now = [], _cells(run)
+    for id, cell in _cells(page).items():
+        old, new = printed(cell), printed(now.get(id, {}))
+        wrong = output_change(old, new, claims(cell))
+        if wrong:
+            found.append((id, old, new, wrong))
+    return found
 
-# %% ../nbs/92_book.ipynb #5584517d
+# %% ../nbs/92_book.ipynb #92a1c0e5
 def check_outputs(
     pages, # folder of notebooks
     runs, # folder with the same notebooks, executed now
 ):
     "Print each output that has changed, and exit with status 1 if there is one."
-    changes = [(path.name, *change) for path in sorted(Path(pages).glob('*.ipynb')) for change in changed_outputs(path, Path(runs, path.name))]
-    for name, cell, old, new in changes: print(f'{name}, cell {cell}\n  the page shows:  {old!r}\n  the run printed: {new!r}')
-    if changes: sys.exit(f"{len(changes)} outputs have changed: run 'make outputs', look at them, and correct the prose around them")
+    count = 0
+    for path in sorted(Path(pages).glob('*.ipynb')):
+        for cell, old, new, wrong in changed_outputs(path, Path(runs, path.name)):
+            print(f'{path.name}, cell {cell}: {wrong}\n  the page shows:  {old!r}\n  the run printed: {new!r}')
+            count += 1
+    if count:
+        sys.exit(f"{count} outputs have changed: run 'make outputs', look at them, and correct the prose around them")
+
+def check_varies(
+    pages, # folder of notebooks
+    *runs, # folders with the same notebooks, executed on several processors, or as on several
+):
+    "Print each cell that says `varies` and never does, and exit with status 1 if there is one."
+    count = 0
+    for path in sorted(Path(pages).glob('*.ipynb')):
+        versions = [_cells(folder/path.name) for folder in map(Path, (pages, *runs))]
+        for id, cell in versions[0].items():
+            if claims(cell) and len({_VARIES.sub('', printed(v[id])) for v in versions}) == 1:
+                print(f'{path.name}, cell {id} says that its output varies, and it is always {printed(cell)!r}')
+                count += 1
+    if count:
+        sys.exit(f"{count} cells need no 'varies'")
+
+# %% ../nbs/92_book.ipynb #92a1c0e9
+def cpu_name() -> str:
+    "What its maker calls this machine's processor."
+    try:
+        found = re.search(r'^model name\s*: (.+)$', Path('/proc/cpuinfo').read_text(), re.M)
+    except OSError:
+        found = None
+    if found:
+        return found[1].strip()
+    if platform.system() == 'Darwin':
+        command = ['sysctl', '-n', 'machdep.cpu.brand_string']
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return platform.processor() or platform.machine()
+
+def sign(
+    folder='nbs', # of notebooks that have just been run here
+):
+    "Note in each notebook on which processor its outputs were made, and with which instructions torch computed."
+    kind = f'{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}'
+    for path in Path(folder).glob('*.ipynb'):
+        nb = json.loads(path.read_text(encoding='utf-8'))
+        nb['metadata']['made_on'] = kind
+        text = json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False)
+        path.write_text(text + '\n', encoding='utf-8')
 
 # %% ../nbs/92_book.ipynb #24627edd
 def to_markdown(
@@ -341,12 +455,14 @@ def _code_and_outputs(source, outputs):
 
 # %% ../nbs/92_book.ipynb #cd98fcba
 def main(
-    command:str, # readme, finish or check
+    command:str, # readme, finish, check, needed or sign
     *paths, # of what it reads and writes
 ):
-    "Write the front page as README, finish the site, or check the outputs."
-    if command == 'readme': return Path(paths[1]).write_text(to_markdown(paths[0]), encoding='utf-8')
-    return {'finish': finish_site, 'check': check_outputs}[command](*paths)
+    "Write the front page as README, finish the site, check outputs, or note the processor."
+    if command == 'readme':
+        return Path(paths[1]).write_text(to_markdown(paths[0]), encoding='utf-8')
+    commands = {'finish': finish_site, 'check': check_outputs, 'needed': check_varies, 'sign': sign}
+    return commands[command](*paths)
 
 # %% ../nbs/92_book.ipynb #c28ad303
 if __name__ == '__main__': main(*sys.argv[1:])

@@ -9,7 +9,7 @@ __all__ = ['WRAPPERS', 'COMMANDS', 'patch', 'ConfigError', 'CfgNode', 'parse_val
            'plain_name', 'pick_device', 'pick_dtype', 'evaluating', 'need', 'cli']
 
 # %% ../nbs/90_utils.ipynb #2ac5c824
-import builtins, difflib, importlib, json, logging, random, sys, threading
+import builtins, difflib, importlib, json, logging, os, random, re, sys, threading
 from ast import literal_eval
 from contextlib import contextmanager
 from pathlib import Path
@@ -211,14 +211,24 @@ def pick_device(
 def pick_dtype(
     device:str, # as `pick_device` returns it
 ) -> torch.dtype:
-    "The fastest type that the device multiplies matrices in: bfloat16 where it is in the hardware, float16 on older GPUs, else float32."
+    "The fastest type to multiply matrices in: bfloat16 where the hardware has it, float16 on older GPUs, else float32."
     kind = torch.device(device).type
     if kind == 'cuda':
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    if kind == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):
-        has = torch.cpu.get_capabilities()
-        return torch.bfloat16 if has.get('avx512_bf16') or has.get('amx_bf16') else torch.float32
+        new = torch.cuda.get_device_capability(device)[0] >= 8
+        return torch.bfloat16 if new else torch.float16
+    if kind == 'cpu' and _bfloat16_on_cpu():
+        return torch.bfloat16
     return torch.float32
+
+def _bfloat16_on_cpu():
+    "Has the processor products in bfloat16, and may torch (ATEN_CPU_CAPABILITY) and oneDNN (ONEDNN_MAX_CPU_ISA) use them?"
+    if not hasattr(torch.cpu, 'get_capabilities'):
+        return False
+    has = torch.cpu.get_capabilities()
+    limit = os.environ.get('ONEDNN_MAX_CPU_ISA', 'ALL').upper()
+    allowed = re.search('ALL|DEFAULT|BF16|FP16|AMX|AVX10', limit)
+    torch_uses = torch.backends.cpu.get_cpu_capability()
+    return bool((has.get('avx512_bf16') or has.get('amx_bf16')) and allowed and torch_uses.startswith('AVX512'))
 
 # %% ../nbs/90_utils.ipynb #9a51c0e2
 _evaluating, _lock = {}, threading.Lock()                     # model's id: [blocks, modes before]

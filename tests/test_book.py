@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mingpt_nb.book import to_markdown
+from mingpt_nb.book import claims, out_of_range, printed, to_markdown
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = [p for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')) if 'default_exp' in p.read_text(encoding='utf-8')]
@@ -84,3 +84,37 @@ def test_the_minutes_on_the_map_are_those_of_the_chapters():
     rows = dict(re.findall(r'\]\((\d\d_\w+\.ipynb)\) \|.*\| (\d+) \|', (ROOT/'nbs/index.ipynb').read_text(encoding='utf-8')))
     opening = {n: ' '.join(c.source for c in nbformat.read(ROOT/'nbs'/n, 4).cells[:4] if c.cell_type == 'markdown') for n in rows}
     assert rows and rows == {n: re.search(r'(\d+) minutes', text)[1] for n, text in opening.items()}
+
+
+# Each cell whose output another processor would make otherwise, and why.
+VARIES = {
+    '02_model df85504b': 'five models trained for eighty steps',
+    '04_adder 9748b8a4': 'the steps at which a training run reaches 80%',
+    '04_adder 12ab56db': 'mistakes of a model in the middle of its training',
+    '04_adder 6e129477': 'mistakes of a model in the middle of its training',
+    '04_adder e272ed50': 'means over two training runs',
+    '04_adder 0a5caaee': 'what a model that learns by heart guesses',
+    '04_adder 2fec674e': 'digits of a model without a head, which hesitates between some of them',
+    '06_chargpt 4c7b926e': 'losses of a training run, and what the model writes',
+    '06_chargpt 7881072b': 'the lowest loss of that run',
+    '06_chargpt 61c4064e': 'what the trained model writes',
+    '06_chargpt 16e7d51d': 'the share of words in what it writes',
+    '06_chargpt 45b22e04': 'what the trained model writes',
+    '06_chargpt 2d149b41': 'the best steps of two training runs',
+    '06_chargpt 0be26fbd': 'losses of a training run',
+    '91_data 5c1d6399': 'the loss after twenty steps',
+}
+
+
+def test_cells_that_vary_are_listed_and_hold_the_page_to_their_ranges():
+    found = {}
+    for path in sorted((ROOT/'nbs').glob('*.ipynb')):
+        for cell in nbformat.read(path, 4).cells:
+            said = claims(cell)
+            if said is None:
+                continue
+            found[f'{path.stem} {cell.id}'] = cell
+            text, wrong = out_of_range(printed(cell), said[1])
+            assert not wrong, f'{path.name}, cell {cell.id}: {wrong}'
+            assert asserting(cell.source), f'{path.name}, cell {cell.id} states a range and asserts none'
+    assert set(found) == set(VARIES)
