@@ -15,7 +15,7 @@ ONLY ?= .
 chapters: export OMP_NUM_THREADS = 1
 chapters: .venv/dev  ## run all chapters, in the folder RUN
 	rm -rf $(RUN) && cp -R nbs $(RUN)
-	PYTHONWARNINGS=error $(BIN)/nbdev-test $(RUN) --file_re '$(ONLY)' --save --timing
+	PYTHONWARNINGS=error $(BIN)/nbdev-test $(RUN) --file-re '$(ONLY)' --save --timing
 
 test: export OMP_NUM_THREADS = 1
 test: chapters  ## run all chapters, then the tests
