@@ -6,7 +6,7 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/model.html.md"""
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'PRESETS', 'NewGELU', 'MLP', 'Block', 'count_params', 'default_config', 'resolve_config', 'GPT',
-           'init_weights', 'check_ids', 'lm_loss', 'decay_groups', 'filter_logits', 'check_sampling', 'draw']
+           'init_weights', 'lm_loss', 'decay_groups', 'filter_logits', 'draw']
 
 # %% ../nbs/02_model.ipynb #dba834c3
 import math, os
@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 # %% ../nbs/02_model.ipynb #39ec1865
 from .attention import CausalSelfAttention, KVCache
-from .checks import as_integer, as_number, as_python
-from .utils import CfgNode, ConfigError, patch, plain_name
+from .checks import (as_integer, as_number, as_python, check_ids, check_idx, check_logits,
+                              check_sampling, check_stops, check_targets)
+from .utils import CfgNode, ConfigError, evaluating, patch, plain_name
 
 # %% ../nbs/02_model.ipynb #fafb7575
 class NewGELU(nn.Module):
@@ -239,27 +240,15 @@ def _check_tied(state_dict, prefix):
     if not torch.equal(head, table.to(head)): raise ValueError(
         'lm_head.weight differs from transformer.wte.weight, and in this model they are one matrix (tie_weights=True)')
 
-# %% ../nbs/02_model.ipynb #9986ef74
-def check_ids(
-    ids, # LongTensor of any shape
-    vocab_size:int, # ids must be below
-    lowest:int=0, # and at least this; -1 for targets
-):
-    "`ValueError` with the first id outside [lowest, vocab_size) and its place. CPU tensors only: elsewhere it would stall the device."
-    if ids.is_floating_point(): raise ValueError(f'token ids must be integers, got {ids.dtype}')
-    if ids.device.type != 'cpu' or torch.compiler.is_compiling() or not ids.numel(): return
-    low, high = ids.aminmax()
-    if low >= lowest and high < vocab_size: return
-    place = ((ids < lowest) | (ids >= vocab_size)).nonzero()[0].tolist()
-    raise ValueError(f'token id {ids[tuple(place)].item()} at {place} is outside [{lowest}, {vocab_size})')
-
 # %% ../nbs/02_model.ipynb #ed6ebee1
 @patch
 def embed(self:GPT, idx, start:int=0): # (B, T); position of the first token
-    "Token plus position embeddings (B, T, n_embd). `ValueError` where the sequence does not fit `block_size`."
-    T, t = idx.size(1), self.transformer
-    if start + T > self.block_size: raise ValueError(f'a sequence of {start + T} tokens does not fit block_size={self.block_size}')
-    x = t.wte(idx) + t.wpe.weight[start:start + T]               # (B, T, C) + (T, C)
+    "Token plus position embeddings (B, T, n_embd). `ValueError` for wrong ids, or too many."
+    idx, t = check_idx(idx, self.config.vocab_size), self.transformer
+    end = start + idx.size(1)
+    if end > self.block_size:
+        raise ValueError(f'a sequence of {end} tokens does not fit block_size={self.block_size}')
+    x = t.wte(idx) + t.wpe.weight[start:end]                     # (B, T, C) + (T, C)
     return t.drop(x) if self.training else x
 
 # %% ../nbs/02_model.ipynb #66e5b91d
@@ -273,32 +262,23 @@ def hidden(self:GPT, idx, caches:list=None): # (B, T); one KVCache per layer, wh
 # %% ../nbs/02_model.ipynb #d946739b
 def lm_loss(
     logits, # (B, T, V), any float type; computed in float32
-    targets, # LongTensor (B, T), -1 where there is nothing to predict
+    targets, # integers (B, T), -1 where there is nothing to predict
 ):
     "Mean cross-entropy in nats over the targets that are not -1; 0 if there are none."
-    total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction='sum')
+    targets = check_targets(targets, logits)
+    total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1,
+                            reduction='sum')
     return total / (targets != -1).sum().clamp(min=1)
-
-# %% ../nbs/02_model.ipynb #886f5d87
-def _check_idx(idx):
-    if idx.dim() != 2 or 0 in idx.shape:
-        raise ValueError(f'idx must have shape (batch, tokens) with at least one token, got {tuple(idx.shape)}'
-                         + ('; for one sequence use idx[None]' if idx.dim() == 1 else ''))
 
 # %% ../nbs/02_model.ipynb #0079fd77
 @patch
 def forward(self:GPT,
-    idx, # LongTensor (B, T), T at most block_size, ids in [0, vocab_size)
-    targets=None, # LongTensor (B, T), the token after each; -1: not counted
+    idx, # integers (B, T), T at most block_size, ids in [0, vocab_size)
+    targets=None, # integers (B, T), the token after each; -1: not counted
 ):
-    "Logits (B, T, vocab_size) and the mean loss in nats, or None without targets. `ValueError` for wrong shapes and ids."
-    _check_idx(idx)
-    check_ids(idx, self.config.vocab_size)
+    "Logits (B, T, V) and the mean loss in nats, or None. `ValueError` for wrong shapes and ids."
     logits = self.lm_head(self.hidden(idx))
-    if targets is None: return logits, None
-    if targets.shape != idx.shape: raise ValueError(f'targets {tuple(targets.shape)} must have the shape of idx {tuple(idx.shape)}')
-    check_ids(targets, self.config.vocab_size, lowest=-1)
-    return logits, lm_loss(logits, targets)
+    return logits, None if targets is None else lm_loss(logits, targets)
 
 # %% ../nbs/02_model.ipynb #c030cb0e
 def decay_groups(
@@ -340,108 +320,112 @@ def filter_logits(
         logits = logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
     return logits
 
-# %% ../nbs/02_model.ipynb #d3e1250d
-def check_sampling(max_new_tokens, temperature, top_k, top_p):
-    "`ValueError` for values that `generate` cannot use."
-    for name, v in dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p).items():
-        if isinstance(v, str): raise ValueError(f'{name} must be a number, got {v!r}')
-    if max_new_tokens < 0: raise ValueError(f'max_new_tokens must not be negative, got {max_new_tokens}')
-    if not 0 <= temperature < math.inf: raise ValueError(f'temperature must be 0 (greedy) or more, got {temperature}')
-    if top_k is not None and top_k < 0: raise ValueError(f'top_k must be 0 (off) or more, got {top_k}')
-    if top_p is not None and not 0 < top_p <= 1: raise ValueError(f'top_p must be above 0 and at most 1, got {top_p}')
-
 # %% ../nbs/02_model.ipynb #b1a5632f
 @patch
 def new_caches(self:GPT, batch_size:int, max_len:int): # tokens that they have room for
-    "One empty `KVCache` per layer, on the model's device; in float32 on a CPU, else in the model's dtype."
+    "One empty `KVCache` per layer, on the model's device; on a CPU in float32, else in its dtype."
     c, w = self.config, self.lm_head.weight
     dtype = torch.float32 if w.device.type == 'cpu' else w.dtype
-    return [KVCache(batch_size, c.n_head, max_len, c.n_embd // c.n_head, device=w.device, dtype=dtype) for _ in range(c.n_layer)]
+    sizes = batch_size, c.n_head, max_len, c.n_embd // c.n_head
+    return [KVCache(*sizes, device=w.device, dtype=dtype) for _ in range(c.n_layer)]
 
 @patch
-def next_logits(self:GPT, idx, caches:list=None): # all tokens so far (B, T), any T; caches that hold the first of them
-    "Logits (B, vocab_size) for the token after `idx`, of which the last `block_size` tokens are seen."
-    if caches and idx.size(1) <= self.block_size: x = self.hidden(idx[:, caches[0].length:], caches)
-    else: x = self.hidden(idx[:, -self.block_size:])
-    return self.lm_head(x[:, -1])                                # (B, C) -> (B, V): only the last position is needed
+def next_logits(self:GPT,
+    idx, # all tokens so far (B, T), any T
+    caches:list=None, # that hold the first of them
+):
+    "Logits (B, V) for the token after `idx`, of which the last `block_size` tokens are seen."
+    if caches and idx.size(-1) <= self.block_size:
+        x = self.hidden(idx[..., caches[0].length:], caches)
+    else:
+        x = self.hidden(idx[..., -self.block_size:])
+    return self.lm_head(x[:, -1])                      # (B, C) -> (B, V): only the last is needed
 
 # %% ../nbs/02_model.ipynb #67f05a1d
 @patch
 @torch.inference_mode()
 def stream(self:GPT,
-    idx, # LongTensor (B, T), at least one token
+    idx, # integers (B, T), at least one token
     max_new_tokens:int, # and all others: as in `generate`
     temperature:float=1.0,
     do_sample:bool=False,
     top_k:int=None,
     top_p:float=None,
-    stop_tokens=None, # a list of ids
+    stop_tokens=None,
     use_cache:bool=True,
     generator=None,
 ):
     "Yield the next token of each sequence, LongTensor (B,), up to `max_new_tokens` times."
+    V = self.config.vocab_size
+    idx, stop_tokens = check_idx(idx, V), check_stops(stop_tokens, V)
+    settings = check_sampling(max_new_tokens, temperature, top_k, top_p)
+    max_new_tokens, temperature, top_k, top_p = settings
     B, T = idx.shape
     end = T + max_new_tokens
     ids = idx.new_empty(B, end)                                         # room for all tokens
     ids[:, :T] = idx
     caches = self.new_caches(B, min(end, self.block_size)) if use_cache else None
-    stops = torch.tensor(stop_tokens or [], device=idx.device)
+    stops = torch.tensor(stop_tokens, device=idx.device)
     stopped = idx.new_zeros(B, dtype=torch.bool)
-    was_training = self.training
-    self.eval()
-    try:
-        for n in range(T, end):
+    for n in range(T, end):
+        with evaluating(self):
             logits = self.next_logits(ids[:, :n], caches)               # (B, V)
-            new = draw(logits, temperature, do_sample, top_k, top_p, generator)
-            if stop_tokens:
-                new = torch.where(stopped, ids[:, n - 1], new)
-            ids[:, n] = new
-            yield new
-            if stop_tokens:
-                stopped = stopped | torch.isin(new, stops)
-                if stopped.all():
-                    return
-    finally:
-        self.train(was_training)
+        new = draw(logits, temperature, do_sample, top_k, top_p, generator, position=n)
+        if stop_tokens:
+            new = torch.where(stopped, ids[:, n - 1], new)
+        ids[:, n] = new
+        yield new
+        if stop_tokens:
+            stopped = stopped | torch.isin(new, stops)
+            if stopped.all():
+                return
 
 # %% ../nbs/02_model.ipynb #3227ed9f
-def draw(logits, temperature:float=1.0, do_sample:bool=False, top_k:int=None, top_p:float=None, generator=None):
-    "The best token of each row of `logits` (B, V), or one drawn at random: LongTensor (B,)."
-    if not do_sample or temperature == 0: return logits.float().argmax(-1)       # float: slow in bfloat16
+def draw(
+    logits, # (B, V)
+    temperature:float=1.0, # this and the rest: as in `generate`
+    do_sample:bool=False,
+    top_k:int=None,
+    top_p:float=None,
+    generator=None,
+    position:int=None, # of the tokens, for the message
+):
+    "The best token of each row, or one drawn at random: LongTensor (B,). `ValueError` for NaN."
+    check_logits(logits, position)
+    if not do_sample or temperature == 0:
+        return logits.float().argmax(-1)                                # float: slow in bfloat16
     probs = filter_logits(logits.float(), temperature, top_k, top_p).softmax(-1)
     return torch.multinomial(probs, num_samples=1, generator=generator)[:, 0]
 
 # %% ../nbs/02_model.ipynb #d314346f
 @patch
 def generate(self:GPT,
-    idx, # LongTensor (B, T), at least one token; longer than block_size: the last ones are seen
+    idx, # integers (B, T), at least one token; longer than block_size: the last ones are seen
     max_new_tokens:int, # tokens to append
     temperature:float=1.0, # 0: greedy
     do_sample:bool=False, # draw at random instead of taking the best
     top_k:int=None, # draw from the k best only; None or 0: from all
-    top_p:float=None, # draw from the best that together reach this probability; None: from all
-    stop_tokens=None, # an id or a list of ids: end a sequence after one of them
+    top_p:float=None, # draw from the best that reach this probability; None: from all
+    stop_tokens=None, # an id or several: end a sequence after one of them
     use_cache:bool=True, # keep keys and values of the past; same tokens, faster
     generator=None, # torch.Generator on the model's device, for reproducible draws
 ):
-    "`idx` with up to `max_new_tokens` tokens appended: LongTensor (B, T + n). `ValueError` for impossible arguments."
-    _check_idx(idx)
-    check_ids(idx, self.config.vocab_size)
-    check_sampling(max_new_tokens, temperature, top_k, top_p)
-    stop_tokens = [stop_tokens] if isinstance(stop_tokens, int) else list(stop_tokens or [])
-    new = list(self.stream(idx, max_new_tokens, temperature, do_sample, top_k, top_p, stop_tokens, use_cache, generator))
+    "`idx` with up to `max_new_tokens` tokens appended, LongTensor (B, T + n)."
+    idx = check_idx(idx, self.config.vocab_size)
+    with evaluating(self):                                              # once for all tokens
+        new = list(self.stream(idx, max_new_tokens, temperature, do_sample, top_k, top_p,
+                               stop_tokens, use_cache, generator))
     return torch.cat((idx, *(t[:, None] for t in new)), dim=1)
 
 # %% ../nbs/02_model.ipynb #926e7654
 @patch
 @torch.no_grad()
-def attention_weights(self:GPT, idx): # LongTensor (B, T), T at most block_size
-    "How much each position looks at each earlier one: (n_layer, B, n_head, T, T), rows sum to 1. Without dropout."
-    weights, was_training = [], self.training
-    self.eval()
-    x = self.embed(idx)
-    for block in self.transformer.h:
-        weights.append(block.attn(block.ln_1(x), need_weights=True)[1])
-        x = block(x)
-    self.train(was_training)
+def attention_weights(self:GPT, idx): # integers (B, T), T at most block_size
+    "How much each position looks at each before it: (n_layer, B, n_head, T, T), without dropout."
+    weights = []
+    with evaluating(self):
+        x = self.embed(idx)
+        for block in self.transformer.h:
+            weights.append(block.attn(block.ln_1(x), need_weights=True)[1])
+            x = block(x)
     return torch.stack(weights)

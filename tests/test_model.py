@@ -1,7 +1,9 @@
 """Properties of the model that hold for every shape, and what it takes as input."""
 import json
+import threading
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
@@ -101,3 +103,56 @@ def test_numbers_of_numpy_and_torch_make_a_config_of_python_numbers():
     assert json.loads(json.dumps(found)) == found
     assert (found['vocab_size'], found['block_size'], found['attn_pdrop'], found['tie_weights']) == (65, 8, 0.5, True)
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def small(**kwargs):
+    c = GPT.get_default_config()
+    c.merge_from_dict(dict(n_layer=2, n_head=2, n_embd=8, vocab_size=11, block_size=6, resid_pdrop=0.5, embd_pdrop=0.5) | kwargs)
+    return GPT(c)
+
+
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32])
+def test_every_type_of_integer_is_an_id(dtype):
+    model = small().eval()
+    x, y = torch.tensor([[0, 1, 10]]), torch.tensor([[1, 10, 0]])
+    assert torch.equal(model(x.to(dtype), y.to(dtype))[1], model(x, y)[1])
+    assert torch.equal(model.generate(x.to(dtype), 8), model.generate(x, 8))
+    with pytest.raises(ValueError, match=r'token id 11 at \[0, 2\]'):
+        model((x + 1).to(dtype))
+    with pytest.raises(ValueError, match=r'token id 11 at \[0, 1\] of targets'):
+        model(x, (y + 1).to(dtype))
+
+
+def test_threads_that_write_at_once_leave_the_mode_of_before():
+    model = small().train()
+    model.transformer.h[0].eval()
+    before = [m.training for m in model.modules()]
+    idx, wait, texts = torch.tensor([[1, 2]]), threading.Barrier(3), []
+
+    def write(n):
+        wait.wait()
+        for _ in range(4):
+            texts.append(model.generate(idx, n)[0].tolist())
+            for _ in model.stream(idx, n):
+                pass
+            with pytest.raises(ValueError):
+                model.generate(idx + 10, n)
+
+    threads = [threading.Thread(target=write, args=[n]) for n in (3, 4, 5)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert [m.training for m in model.modules()] == before
+    longest = model.eval().generate(idx, 5)[0].tolist()
+    assert len(texts) == 12 and all(text == longest[:len(text)] for text in texts)      # none with dropout
+
+
+@pytest.mark.parametrize('sample', [False, True])
+def test_weights_that_are_not_finite_write_nothing(sample):
+    for name in 'lm_head.weight', 'transformer.wpe.weight', 'transformer.h.1.mlp.c_proj.bias':
+        for bad in float('nan'), float('inf'):
+            model = small()
+            model.get_parameter(name).data.fill_(bad)
+            with pytest.raises(ValueError, match='the logits at position 2 of sequence 0 hold .* choose no token'):
+                model.generate(torch.tensor([[1, 2]]), 3, do_sample=sample)
