@@ -77,9 +77,8 @@ def _to_tensor(ids):
         ids = [i.tolist() if hasattr(i, 'tolist') else i for i in ids]
         if any(isinstance(i, bool) for i in ids):
             raise TypeError('a boolean among them')
-        if not ids:
-            return torch.empty(0, dtype=torch.long)
-    return torch.tensor(ids)
+    t = torch.tensor(ids)
+    return t if t.numel() else t.long()                          # an empty list made floats
 
 # %% ../nbs/95_checks.ipynb #0f3d5ec2
 def check_ids(

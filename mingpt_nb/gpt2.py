@@ -22,9 +22,11 @@ from torch.nn import functional as F
 
 # %% ../nbs/05_gpt2.ipynb #025941d4
 from .bpe import CharTokenizer, Encoder, get_encoder, load_tokenizer, look_up
-from .model import ACTIVATIONS, GPT, check_ids, check_sampling, default_config
+from .checks import as_integer, as_tensor, check_ids, check_idx, check_logits
+from .checks import check_sampling
+from .model import ACTIVATIONS, GPT, default_config
 from .trainer import _write, load_model
-from .utils import CfgNode, ConfigError, cli, need, pick_device
+from .utils import CfgNode, ConfigError, cli, evaluating, need, pick_device
 
 # %% ../nbs/05_gpt2.ipynb #1870f526
 #: what the fields of our config are called in Hugging Face's; the others have the same names
@@ -267,15 +269,20 @@ def save_pretrained(
     _write(folder/'model.safetensors', lambda p: save_file(tensors, str(p), metadata={'format': 'pt'}))
 
 # %% ../nbs/05_gpt2.ipynb #a304db57
+@torch.no_grad()
 def next_tokens(
     model:GPT,
     tokenizer,
     text:str, # at least one token
-    k:int=10, # how many
+    k:int=10, # how many, if the vocabulary has so many
 ) -> list: # of (text of the token, probability)
-    "The `k` most probable next tokens, the best first."
-    idx = torch.tensor([tokenizer.encode(text)], device=model.lm_head.weight.device)
-    with torch.no_grad(): p, order = model.next_logits(idx)[0].float().softmax(-1).topk(k)
+    "The `k` most probable next tokens, the best first. `ValueError` for ids that the model lacks."
+    k, V = as_integer('k', k, low=1), model.config.vocab_size
+    idx = check_idx([tokenizer.encode(text)], V).to(model.lm_head.weight.device)
+    with evaluating(model):
+        logits = model.next_logits(idx).float()                       # (1, V)
+    check_logits(logits, position=idx.size(1))
+    p, order = logits[0].softmax(-1).topk(min(k, V))
     return [(tokenizer.decode([i]), q) for i, q in zip(order.tolist(), p.tolist())]
 
 # %% ../nbs/05_gpt2.ipynb #70234f68
@@ -284,8 +291,10 @@ def windows(
     size:int, # of a window
     stride:int, # from the start of one window to the next, 1 to size
 ) -> list: # of (start, first that is counted, end)
-    "Windows over range(n) that count each place once, after the first window with at least `size - stride` places before it."
-    if not 1 <= stride <= size: raise ValueError(f'stride must be from 1 to the context of {size} tokens, got {stride}')
+    "Windows over range(n) that count each place once, later ones with `size - stride` before it."
+    stride = as_integer('stride', stride)
+    if not 1 <= stride <= size:
+        raise ValueError(f'stride must be from 1 to the context of {size} tokens, got {stride}')
     out = [(0, 0, min(size, n))]
     while out[-1][2] < n:
         start, _, end = out[-1]
@@ -296,23 +305,26 @@ def windows(
 @torch.no_grad()
 def surprise(
     model:GPT,
-    ids, # T of them, list or tensor; the first is given, not predicted
+    ids, # T integers, list or tensor; the first is given, not predicted
     stride:int=None, # see `windows`; None: half the context
 ) -> torch.Tensor: # (T-1,), float32, on the CPU
-    "-ln p of each token after the first, in nats, without dropout. `ValueError` for less than two tokens."
-    ids = torch.as_tensor(ids, device=model.lm_head.weight.device).flatten()
-    if len(ids) < 2: raise ValueError(f'the first token is given, the others predicted: at least two are needed, got {len(ids)}')
-    if stride is None: stride = (model.block_size + 1) // 2
-    parts, was_training = [], model.training
-    model.eval()
-    for start, first, end in windows(len(ids) - 1, model.block_size, stride):
-        logits = model(ids[None, start:end])[0][0, first - start:]             # (end - first, V)
-        parts.append(F.cross_entropy(logits.float(), ids[first + 1:end + 1], reduction='none'))
-    model.train(was_training)
+    "-ln p of each token after the first, in nats, without dropout. `ValueError` for wrong ids."
+    ids = check_ids(as_tensor(ids).cpu(), model.config.vocab_size).flatten()
+    if len(ids) < 2:
+        raise ValueError('the first token is given, the others predicted: at least two are needed, '
+                         f'got {len(ids)}')
+    if stride is None:
+        stride = (model.block_size + 1) // 2
+    ids, parts = ids.to(model.lm_head.weight.device), []
+    with evaluating(model):
+        for start, first, end in windows(len(ids) - 1, model.block_size, stride):
+            logits = model(ids[None, start:end])[0][0, first - start:]          # (end - first, V)
+            coming = ids[first + 1:end + 1]
+            parts.append(F.cross_entropy(logits.float(), coming, reduction='none'))
     return torch.cat(parts).cpu()
 
 def perplexity(model:GPT, ids, stride:int=None) -> float:
-    "exp of the mean surprise: as if the model had been choosing among so many equally likely tokens. Jelinek et al. 1977."
+    "exp of the mean surprise: as if choosing among so many equal tokens. Jelinek et al. 1977."
     return math.exp(surprise(model, ids, stride).mean())
 
 # %% ../nbs/05_gpt2.ipynb #dbc7f4af
@@ -348,12 +360,11 @@ def prompt_ids(
     tokenizer,
     prompt:str, # '': start from <|endoftext|>
 ) -> torch.Tensor: # (1, T), on the model's device
-    "The ids to continue. `ValueError` if there is nothing to start from, or if the model does not know an id."
+    "The ids to continue. `ValueError` if there are none, or one that the model does not know."
     ids = tokenizer.encode(prompt) or [getattr(tokenizer, 'special_tokens', {}).get(END)]
-    if ids == [None]: raise ValueError(f'this tokenizer has no {END} to start from: give a prompt')
-    ids = torch.tensor([ids])
-    check_ids(ids, model.config.vocab_size)
-    return ids.to(model.lm_head.weight.device)
+    if ids == [None]:
+        raise ValueError(f'this tokenizer has no {END} to start from: give a prompt')
+    return check_idx([ids], model.config.vocab_size).to(model.lm_head.weight.device)
 
 # %% ../nbs/05_gpt2.ipynb #f22c117a
 def stream_text(
@@ -366,12 +377,14 @@ def stream_text(
     top_p:float=None,
     generator=None, # torch.Generator on the model's device
 ):
-    "Yield the continuation of `ids` piece by piece, whole characters only, up to <|endoftext|>. `ValueError` as in `generate`."
-    check_sampling(max_new_tokens, temperature, top_k, top_p)
-    end = getattr(tokenizer, 'special_tokens', {}).get(END)
-    stops = [] if end is None else [end]
-    steps = model.stream(ids, max_new_tokens, temperature, True, top_k, top_p, stop_tokens=stops, generator=generator)
-    yield from filter(None, pieces(tokenizer, takewhile(lambda i: i != end, (step.item() for step in steps))))
+    """Yield the continuation of `ids` piece by piece, whole characters only, up to <|endoftext|>.
+    `ValueError` as in `generate`."""
+    end = getattr(tokenizer, 'special_tokens', {}).get(END, math.inf)
+    stops = [end] if end < model.config.vocab_size else []           # a model may lack it
+    steps = model.stream(ids, max_new_tokens, temperature, True, top_k, top_p, stop_tokens=stops,
+                         generator=generator)
+    new = takewhile(lambda i: i != end, (step.item() for step in steps))
+    yield from filter(None, pieces(tokenizer, new))
 
 # %% ../nbs/05_gpt2.ipynb #a833f532
 def read_tokenizer(
