@@ -1,7 +1,9 @@
 """The site as a reader gets it: no page asks another host for anything, every link leads somewhere, and everybody can read it."""
+import io
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
+import matplotlib.pyplot as plt
 import pytest
 
 LOOK = '''() => ({
@@ -107,6 +109,26 @@ def test_headings_do_not_skip_levels(pages):
 def test_formulas_are_mathml(pages, docs):
     assert not {name: f['raw'] for name, f in pages.items() if f['raw']}
     assert '<math' in (docs/'01_attention.html').read_text(encoding='utf-8')
+
+
+def ink(element):
+    "The dark pixels of an element."
+    image = plt.imread(io.BytesIO(element.screenshot()))[..., :3]
+    return int((image.mean(-1) < 0.5).sum())
+
+
+def test_roots_are_drawn_on_machines_without_a_font_for_mathematics(pages, site, browser):
+    page = browser.new_page(viewport=dict(width=1280, height=900), device_scale_factor=3)
+    for name in '01_attention.html', '02_model.html':
+        page.goto(site + name)
+        page.evaluate('document.fonts.ready')
+        assert page.evaluate("getComputedStyle(document.querySelector('math')).fontFamily").startswith('"Book Math"')
+        assert 'loaded' in page.evaluate("[...document.fonts].filter(f => f.family.includes('Book Math')).map(f => f.status)")
+        root = page.locator('main msqrt').first
+        content = root.locator('xpath=./*').first
+        assert ink(root) > 1.3 * ink(content) > 0, name
+        assert root.bounding_box()['width'] > content.bounding_box()['width'] + 4, name
+    page.close()
 
 
 @pytest.mark.parametrize('width', ['narrow', 'wide'])
