@@ -22,7 +22,7 @@ from .bpe import CharTokenizer
 from .data import DownloadError, TokenDataset, bits_per_character, english, fetch, id_dtype, read_pieces, split, write_ids
 from .model import GPT, check_sampling
 from .trainer import Trainer, save_model
-from .utils import CfgNode, ConfigError, cli, set_seed, setup_logging
+from .utils import CfgNode, ConfigError, cli, pick_dtype, set_seed, setup_logging
 
 # %% ../nbs/06_chargpt.ipynb #7be84070
 def code_points(text:str) -> np.ndarray:
@@ -111,10 +111,12 @@ def orthogonalise(
     g, # (matrices, rows, columns), float
     steps:int=5,
 ):
-    "About U V^T for g = U S V^T: directions stay, singular values become 0.7 to 1.2 (those far below the largest, less). Computed in bfloat16."
-    x = g.bfloat16()
+    """About U V^T for g = U S V^T: directions stay, singular values become 0.7 to 1.2 (those far
+    below the largest, less). Computed in the type that the device multiplies fastest."""
+    x = g.to(pick_dtype(g.device))
     tall = x.size(-2) > x.size(-1)
-    if tall: x = x.mT                                               # the product below is then the small one
+    if tall:
+        x = x.mT                                                    # the product below is then the small one
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)      # no singular value above 1
     for _ in range(steps):
         a = x @ x.mT
