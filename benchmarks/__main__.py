@@ -3,6 +3,7 @@
     python benchmarks                    # `make bench`: under 20 minutes
     python benchmarks --only bpe start   # these alone; the rows of the others are kept from the last time
     python benchmarks --tiny --out DIR   # the smallest sizes: does it run?
+    python benchmarks --only generate train --busy --rounds 3    # beside other programs: processor time, no limits
 
 Writes results/MACHINE.json, a table in results/MACHINE.md and pictures beside it. Each script has a process of its own and a limit of time; the
 rows that it had written when the time was up count.
@@ -40,16 +41,22 @@ def machine():
                 versions=versions('mingpt-nb', 'torch', 'numpy', 'transformers', 'tokenizers', 'tiktoken'))
 
 
-def run(name, tiny, deadline):
-    "The rows of one script, with its command, seconds and the load around it; `failed` says what went wrong."
+def run(name, tiny, deadline, busy=()):
+    """
+    The rows of one script, with its command, seconds and the load around it; `failed` says what went wrong. `busy`: options for a machine
+    that others use too, where threads that wait must not spin, and no limit of time holds.
+    """
     script, limit = PLAN[name]
     with tempfile.TemporaryDirectory() as folder:
         out, before, start = Path(folder, 'rows.json'), load(), time.perf_counter()
-        argv = [sys.executable, '-W', 'ignore', HERE/script.split()[0], *script.split()[1:], *['--tiny'] * tiny, '--json', out]
-        try: failed = subprocess.run(argv, timeout=max(1, min(limit, deadline - time.time()))).returncode
+        argv = [sys.executable, '-W', 'ignore', HERE/script.split()[0], *script.split()[1:], *busy, *['--tiny'] * tiny, '--json', out]
+        rest, env = max(1, min(limit, deadline - time.time())), os.environ | {'OMP_WAIT_POLICY': 'passive'} if busy else None
+        try: failed = subprocess.run(argv, timeout=None if busy else rest, env=env).returncode
         except subprocess.TimeoutExpired as e: failed = f'stopped after {e.timeout:.0f} s'
         got = json.loads(out.read_text(encoding='utf-8')) if out.exists() else dict(rows=[])
-    return dict(command=f'python benchmarks/{script}', seconds=round(time.perf_counter() - start, 1), load_before=before, load_after=load(),
+    command = ' '.join(['OMP_WAIT_POLICY=passive'] * bool(busy) + ['python', f'benchmarks/{script}', *busy])
+    note = dict(note='processor time of all threads, beside other programs') if busy else {}
+    return dict(command=command, **note, seconds=round(time.perf_counter() - start, 1), load_before=before, load_after=load(),
                 **dict(failed=failed) if failed else {}, **got)
 
 
@@ -57,15 +64,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', nargs='+', choices=list(PLAN), default=list(PLAN), metavar='NAME', help=', '.join(PLAN))
     parser.add_argument('--tiny', action='store_true', help='the smallest sizes and two rounds')
+    parser.add_argument('--busy', nargs=argparse.REMAINDER, help='others use the machine too: processor time, no limits; options for the scripts may follow')
     parser.add_argument('--out', default=HERE/'results', type=Path, help='folder for what is written')
     args = parser.parse_args()
+    busy = [] if args.busy is None else ['--processor-time', *args.busy]
     args.out.mkdir(exist_ok=True, parents=True)
     about, start, deadline = machine(), time.time(), time.time() + TOTAL
     path = args.out/f'{about["name"]}.json'
     runs = json.loads(path.read_text(encoding='utf-8'))['runs'] if path.exists() else {}
     for name in args.only:
         print(f'\n{name}: python benchmarks/{PLAN[name][0]}, load {load()}', flush=True)
-        runs[name] = dict(date=datetime.date.today().isoformat(), **run(name, args.tiny, deadline))
+        runs[name] = dict(date=datetime.date.today().isoformat(), **run(name, args.tiny, deadline, busy))
         result = dict(machine=about, date=datetime.date.today().isoformat(), command='python benchmarks', seconds=round(time.time() - start),
                       runs={n: runs[n] for n in PLAN if n in runs})
         path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')

@@ -70,7 +70,8 @@ class BareGPT:
         self, t = super().__new__(cls), model.transformer
         self.transformer = SimpleNamespace(wte=t.wte, wpe=SimpleNamespace(weight=t.wpe.weight), h=[bare(block, product) for block in t.h],
                                            ln_f=bare(t.ln_f))
-        self.lm_head, self.block_size, self.training = bare(model.lm_head, product), model.block_size, False
+        self.lm_head, self.training = bare(model.lm_head, product), False
+        self.config, self.block_size = model.config, model.block_size
         return self
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 OURS = 'mingpt_nb'
+CLOCK = time.perf_counter
 
 
 def cpu_name():
@@ -21,13 +22,15 @@ def cpu_name():
     return platform.processor() or platform.machine()
 
 
-def seconds(f, clock=time.perf_counter):
+def seconds(f, clock=None):
+    "Of the clock of this run: elapsed time, or with --processor-time that of all threads of the process."
+    clock = clock or CLOCK
     start = clock()
     f()
     return clock() - start
 
 
-def alternate(functions, rounds, clock=time.perf_counter, warm=1):
+def alternate(functions, rounds, clock=None, warm=1):
     "{name: [seconds in each round]}; the functions take turns, after `warm` calls that do not count."
     for f in functions.values():
         for _ in range(warm): f()
@@ -78,11 +81,15 @@ def main(doc, rows, threads=2, rounds=5, **options):
     parser.add_argument('--threads', type=int, default=threads, help=f'of torch ({threads})')
     parser.add_argument('--rounds', type=int, default=rounds, help=f'({rounds})')
     parser.add_argument('--tiny', action='store_true', help='the smallest sizes and two rounds, to see that it runs')
+    parser.add_argument('--processor-time', action='store_true', help='of all threads, instead of elapsed time: on a machine that others use too')
     parser.add_argument('--json', help='write the rows to this file')
     for name, (default, text) in options.items():
         kind = dict(action='store_true') if default is False else dict(type=type(default), default=default)
         parser.add_argument('--' + name.replace('_', '-'), help=text, **kind)
     args = parser.parse_args()
+    if args.processor_time:
+        global CLOCK
+        CLOCK = time.process_time
     if args.tiny: args.rounds, args.threads = 2, 1
     if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(args.threads)
     done = []

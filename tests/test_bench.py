@@ -15,6 +15,7 @@ from mingpt_nb.model import GPT
 
 ROOT = Path(__file__).parents[1]
 HALVES = ('start', 'bpe', 'chargpt', 'train'), ('machine', 'generate', 'products', 'bare', 'scaling', 'adder')
+BUSY = [], ['--busy', '--rounds', '3']
 sys.path.append(str(ROOT/'benchmarks'))                                  # products.py, bare.py, and the common.py that they import
 
 
@@ -23,8 +24,8 @@ def results(tmp_path_factory):
     "The folders of two runs side by side."
     pytest.importorskip('transformers')
     folders = [tmp_path_factory.mktemp('results') for _ in HALVES]
-    runs = [subprocess.Popen([sys.executable, ROOT/'benchmarks', '--tiny', '--out', folder, '--only', *names], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            for folder, names in zip(folders, HALVES)]
+    runs = [subprocess.Popen([sys.executable, ROOT/'benchmarks', '--tiny', '--out', folder, '--only', *names, *busy], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for folder, names, busy in zip(folders, HALVES, BUSY)]
     said = [run.communicate()[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], '\n'.join(said)
     return folders
@@ -36,6 +37,7 @@ def test_rows_say_how_they_were_measured(results):
         result = json.loads(file.read_text(encoding='utf-8'))
         assert set(result['machine']) == {'name', 'cpu', 'cores', 'system', 'versions'} and set(result['runs']) == set(names)
         for run in result['runs'].values():
+            assert ('note' in run) == ('--processor-time' in run['command']) == (names == HALVES[1])
             assert run['rows'] and {'command', 'seconds', 'load_before', 'load_after', 'threads', 'date'} <= set(run)
             assert all(0 < row['low'] <= row['ratio'] <= row['high'] for row in run['rows'] if 'ratio' in row)
 
