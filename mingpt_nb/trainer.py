@@ -22,7 +22,7 @@ from tqdm import tqdm
 # %% ../nbs/03_trainer.ipynb #2b42aa6b
 from .bpe import load_tokenizer
 from .model import GPT
-from .utils import CfgNode, ConfigError, patch, pick_device, set_seed
+from .utils import CfgNode, ConfigError, evaluating, patch, pick_device, set_seed
 
 # %% ../nbs/03_trainer.ipynb #00c618ee
 def collate(
@@ -236,18 +236,22 @@ def eval(self:Trainer,
     dataset=None, # default: `eval_dataset`
     max_batches:int=None, # default: `config.eval_batches`; None: all of the data
 ) -> float: # nats per target
-    "Mean loss over `dataset` without dropout. The model's mode is restored."
+    "Mean loss over `dataset` without dropout. The model's mode is restored, also after an error."
     data, B = self.eval_dataset if dataset is None else dataset, self.config.batch_size
-    if data is None: raise ValueError('no data to evaluate on: pass a dataset, or give the Trainer an eval_dataset')
+    if data is None:
+        raise ValueError('no data to evaluate on: pass a dataset, '
+                         'or give the Trainer an eval_dataset')
     count = min(len(data), (max_batches or self.config.eval_batches or len(data)) * B)
     places = np.linspace(0, len(data) - 1, count).round().astype(int).tolist()
-    was_training, total, targets = self.model.training, 0., 0
-    self.model.eval()
+    total, targets = 0., 0
     sampler = [(i, places[i:i + B]) for i in range(0, count, B)]
-    for x, y in DataLoader(Items(data, 'eval_dataset'), batch_sampler=sampler, collate_fn=collate, generator=torch.Generator()):
-        total += self.engine.total_loss(x.to(self.device), y.to(self.device))     # of all targets, chapter 08
-        targets += (y != -1).sum().item()
-    self.model.train(was_training)
+    batches = DataLoader(Items(data, 'eval_dataset'), batch_sampler=sampler, collate_fn=collate,
+                         generator=torch.Generator())
+    with evaluating(self.model):
+        for x, y in batches:
+            x, y = x.to(self.device), y.to(self.device)
+            total += self.engine.total_loss(x, y)                # of all targets, chapter 08
+            targets += (y != -1).sum().item()
     return total / targets
 
 # %% ../nbs/03_trainer.ipynb #493adca9
