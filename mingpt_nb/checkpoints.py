@@ -6,19 +6,20 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/checkpoints.html.md"""
 
 # %% auto #0
 __all__ = ['FREE', 'FILES', 'logger', 'rng_state', 'set_rng_state', 'settings', 'trainer_state', 'set_trainer_state', 'sync',
-           'discard', 'write_folder', 'CheckpointError', 'check', 'save', 'differences', 'load', 'checkpoints',
-           'held_out_loss', 'prune', 'resume', 'set_aside', 'Guard', 'WorkerDied', 'TensorBoard', 'find_model',
-           'export', 'main']
+           'CheckpointError', 'read_sums', 'check_target', 'discard', 'write_folder', 'check', 'first_does', 'save',
+           'differences', 'load', 'checkpoints', 'held_out_loss', 'prune', 'resume', 'set_aside', 'Guard', 'WorkerDied',
+           'TensorBoard', 'find_model', 'export', 'main']
 
 # %% ../nbs/07_checkpoints.ipynb #0da7d8a7
 import contextlib, json, logging, os, pickle, random, re, shutil, signal, sys, warnings
 from pathlib import Path
 import numpy as np
 import torch
-from safetensors.torch import load_model as load_weights
+from torch.utils._pytree import tree_leaves
 
 # %% ../nbs/07_checkpoints.ipynb #6df6c196
 from .data import file_digest
+from .files import writing
 from .gpt2 import save_pretrained
 from .trainer import load_model, save_model
 from .utils import CfgNode, ConfigError, need, patch
@@ -79,65 +80,117 @@ def sync(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../nbs/07_checkpoints.ipynb #c4a1e7f0
+class CheckpointError(ConfigError):
+    "A checkpoint that cannot be used, or written; the message says which, and why."
+
+#: without these files nothing can go on
+FILES = {'model.safetensors', 'config.json', 'optimizer.pt', 'trainer.json'}
+
+def read_sums(folder) -> dict: # name of a file: its SHA-256
+    "What SHA256SUMS in `folder` says; {} if there is none."
+    path = Path(folder, 'SHA256SUMS')
+    text = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
+    return dict(reversed(line.split('  ', 1)) for line in text.splitlines() if '  ' in line)
+
+def check_target(folder):
+    "`CheckpointError` unless `folder` is not there yet, empty, or a checkpoint."
+    folder = Path(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise CheckpointError(f'{folder} is a file, and a checkpoint is a folder')
+    known = read_sums(folder)
+    files = known.keys() | {'SHA256SUMS'} if FILES <= known.keys() else set()
+    strange = sorted(p.name for p in folder.iterdir() if p.name not in files or not p.is_file())
+    if strange:
+        raise CheckpointError(f'{folder} holds {strange[0]!r}, which is no part of a checkpoint, '
+                              'and is not replaced: save to a folder that is not there yet')
+
 # %% ../nbs/07_checkpoints.ipynb #f4bac7e2
 def discard(folder:Path):
     "Delete a folder, if it is there; under its own name it is there entirely or not at all."
-    if not folder.exists(): return
+    if not folder.exists():
+        return
     gone = folder.with_name(f'.{folder.name}.gone')
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
     shutil.rmtree(gone)
 
 def write_folder(
-    folder, # the folder to make, or to replace
+    folder, # the folder to make, or to replace if `check_target` lets it
     write, # `write(temporary folder)` puts the files there
+    size:int=None, # about so many bytes
 ):
-    "Make a folder of files with SHA256SUMS, all at once: a kill at any moment leaves it as it was before, or complete."
-    folder = Path(folder)
+    """Make a folder of files with SHA256SUMS, all at once: a kill at any moment leaves it as it
+    was before, or complete. `OSError` in one line if the disk cannot take it."""
+    check_target(folder)
+    folder = Path(folder).resolve()                               # a link stays, and leads to it
     part = folder.with_name(f'.{folder.name}.part')
     shutil.rmtree(part, ignore_errors=True)
+    with writing(folder, 'a checkpoint', size):
+        try:
+            _fill(part, write)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        discard(folder)
+        part.rename(folder)
+        sync(folder.parent)
+
+def _fill(part, write):
     part.mkdir(parents=True)
     write(part)
     sums = [f'{file_digest(p).removeprefix("sha256:")}  {p.name}\n' for p in sorted(part.iterdir())]
     (part/'SHA256SUMS').write_text(''.join(sums), encoding='utf-8')
     for p in (*part.iterdir(), part): sync(p)
-    discard(folder)
-    part.rename(folder)
-    sync(folder.parent)
 
 # %% ../nbs/07_checkpoints.ipynb #67f53e8f
-class CheckpointError(ConfigError):
-    "A checkpoint that cannot be used; the message says which, and why."
-
-FILES = {'model.safetensors', 'config.json', 'optimizer.pt', 'trainer.json'}
-
 def check(folder):
     "Read all files of a checkpoint. `CheckpointError` names the first that is damaged or missing."
-    folder = Path(folder)
-    if not (folder/'SHA256SUMS').is_file(): raise CheckpointError(f'{folder} is no checkpoint: it has no SHA256SUMS')
-    text = (folder/'SHA256SUMS').read_text(encoding='utf-8', errors='replace')
-    sums = dict(reversed(line.split('  ', 1)) for line in text.splitlines() if '  ' in line)
+    folder, sums = Path(folder), read_sums(folder)
+    if not (folder/'SHA256SUMS').is_file():
+        raise CheckpointError(f'{folder} is no checkpoint: it has no SHA256SUMS')
     for name in sorted(sums.keys() | FILES):
-        if not (folder/name).is_file(): raise CheckpointError(f'{folder} is incomplete: {name} is missing')
+        if not (folder/name).is_file():
+            raise CheckpointError(f'{folder} is incomplete: {name} is missing')
         if file_digest(folder/name) != f'sha256:{sums.get(name)}':
-            raise CheckpointError(f'{folder} is damaged: {name} does not have the checksum that SHA256SUMS has')
+            raise CheckpointError(f'{folder} is damaged: {name} does not have the checksum '
+                                  'that SHA256SUMS has')
 
 # %% ../nbs/07_checkpoints.ipynb #529900c7
+def first_does(engine, do):
+    "Let the first process do it. If it cannot, a `CheckpointError` in all of them."
+    error = None
+    if engine.rank == 0:
+        try: do()
+        except OSError as e: error = CheckpointError(str(e))
+        except Exception as e: error = e
+    if engine.agree(error is not None):                           # the others wait for it
+        raise error or CheckpointError('the first process could not do it')
+
 def save(
     trainer,
     folder=None, # default: checkpoints/step-00000100, or the like, in `config.work_dir`
 ) -> Path: # the folder
-    "Write weights, optimizer, random numbers, step, settings, history and tokenizer, all at once. See `Trainer.save_checkpoint`."
-    if folder is None and not trainer.config.work_dir: raise ConfigError('set work_dir, or say which folder to save to')
-    folder = Path(folder or Path(trainer.config.work_dir, 'checkpoints', f'step-{trainer.iter_num:08d}'))
-    state, tokenizer, engine = trainer_state(trainer), getattr(trainer.train_dataset, 'tokenizer', None), trainer.engine
-    model = engine.whole_model()                                  # the trainer's; of many processes, one writes: chapter 08
+    """Write weights, optimizer, random numbers, step, settings, history and tokenizer, all at once.
+    See `Trainer.save_checkpoint`."""
+    if folder is None and not trainer.config.work_dir:
+        raise ConfigError('set work_dir, or say which folder to save to')
+    step = f'step-{trainer.iter_num:08d}'
+    folder = Path(folder or Path(trainer.config.work_dir, 'checkpoints', step))
+    engine, tokenizer = trainer.engine, getattr(trainer.train_dataset, 'tokenizer', None)
+    first_does(engine, lambda: check_target(folder))
+    state = trainer_state(trainer)
+    model = engine.whole_model()                                  # of many processes, one writes: chapter 08
     def write(part):
         save_model(model, part, tokenizer if hasattr(tokenizer, 'save') else None)
-        torch.save(state.pop('optimizer'), part/'optimizer.pt')
+        with open(part/'optimizer.pt', 'wb') as f:                # so that errors of the disk are Python's
+            torch.save(state.pop('optimizer'), f)
         (part/'trainer.json').write_text(json.dumps(state), encoding='utf-8')
-    if engine.rank == 0: write_folder(folder, write)
-    engine.agree(0)                                               # the others wait for it
+    tensors = tree_leaves((model.state_dict(), state['optimizer']))
+    size = sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+    first_does(engine, lambda: write_folder(folder, write, size))
     trainer.checkpoint = folder
     return folder
 

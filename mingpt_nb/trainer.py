@@ -357,12 +357,14 @@ def load_model(
 # %% ../nbs/03_trainer.ipynb #3ab5418b
 @patch
 def save_checkpoint(self:Trainer, folder=None): # default: step-00000100 or the like, in `config.work_dir`
-    "Write everything that the rest of the run depends on into `folder`, at once or not at all; returns its path."
+    """Write everything that the rest of the run depends on into `folder`, at once or not at all;
+    returns its path. `CheckpointError` for a folder that holds anything but a checkpoint."""
     from mingpt_nb.checkpoints import save
     return save(self, folder)
 
 @patch
 def load_checkpoint(self:Trainer, folder): # a checkpoint of a run with the same settings
-    "Go back to the state in `folder`. `CheckpointError` says what is damaged, or differs; then nothing is changed."
+    """Go back to the state in `folder`. `CheckpointError` says what is damaged, or differs;
+    then nothing is changed."""
     from mingpt_nb.checkpoints import load
     load(self, folder)

@@ -267,6 +267,34 @@ def test_divergence_names_the_last_checkpoint(tmp_path):
     assert [p.name for p in checkpoints(tmp_path)] == ['step-00000002', 'step-00000004']
 
 
+def contents(folder): return {str(p.relative_to(folder)): p.is_file() and p.read_bytes() for p in folder.rglob('*')}
+
+
+@pytest.mark.parametrize('made', [
+    lambda f: (f/'thesis.txt').write_text('Chapter one'),           # somebody's work
+    lambda f: (f/'SHA256SUMS').write_text(f'{"0" * 64}  config.json\n'),      # checksums, but not of a checkpoint
+    lambda f: (f/'chapters').mkdir(), lambda f: (f/'SHA256SUMS').unlink(), lambda f: (f/'.hidden').touch()])
+def test_nothing_but_a_checkpoint_is_replaced(tmp_path, made):
+    folder, t = tmp_path/'results', trainer(max_iters=1)
+    t.run()
+    folder.mkdir()
+    for _ in range(2): assert t.save_checkpoint(folder) == folder   # empty, and a checkpoint
+    check(folder)
+    made(folder)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match='results holds .* is no part of a checkpoint'): t.save_checkpoint(folder)
+    assert contents(tmp_path) == before
+
+
+def test_the_run_is_not_replaced_by_its_checkpoint(tmp_path):
+    t = trainer(tmp_path, checkpoint_every=2)
+    t.run()
+    before = contents(tmp_path)
+    for target in tmp_path, tmp_path/'checkpoints', tmp_path/'metrics.jsonl', tmp_path/'metrics.jsonl'/'below':
+        with pytest.raises(CheckpointError): t.save_checkpoint(target)
+    assert contents(tmp_path) == before
+
+
 class Broken(Rows):
     def __init__(self, how): self.how = how
 
