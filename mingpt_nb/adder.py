@@ -18,9 +18,10 @@ import torch
 from torch.utils.data import Dataset
 
 # %% ../nbs/04_adder.ipynb #e12b847d
+from .checks import as_integer
 from .model import GPT
 from .trainer import Trainer, collate, save_model
-from .utils import CfgNode, ConfigError, cli, set_seed, setup_logging
+from .utils import CfgNode, ConfigError, cli, most_workers, set_seed, setup_logging
 
 # %% ../nbs/04_adder.ipynb #776a75d6
 def add_columns(
@@ -196,12 +197,14 @@ def build(config) -> Trainer: # as `get_config` makes it; the fields that follow
 def cpu_threads(
     n:int=None, # None: as many as before
 ):
-    "Let torch use `n` CPU threads inside the block, and as many as before after it."
+    "Let torch use `n` CPU threads inside the block, and as many as before after it. `ConfigError` for more than can be of use."
     before = torch.get_num_threads()
-    if n is not None and n < 1: raise ConfigError(f'threads must be 1 or more, got {n}')
+    n = as_integer('threads', n, 1, ConfigError, most_workers(), optional=True)
     torch.set_num_threads(before if n is None else n)
-    try: yield
-    finally: torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 # %% ../nbs/04_adder.ipynb #c0d562bf
 def report(

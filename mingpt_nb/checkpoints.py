@@ -266,7 +266,6 @@ class Guard:
     def __init__(self, trainer):
         c = trainer.config
         if c.checkpoint_every and not c.work_dir: raise ConfigError('checkpoint_every needs work_dir, the folder to write to')
-        if c.keep_last < 1: raise ConfigError(f'keep_last must be 1 or more, got {c.keep_last}')
         self.trainer, self.config, self.signal, self.handlers = trainer, c, None, {}
         self.saved, self.written = trainer.iter_num, 0            # the last step that is safe; rows in metrics.jsonl
 
@@ -292,6 +291,7 @@ def write_rows(self:Guard):
 @patch
 def keep(self:Guard):
     "Save a checkpoint, and delete what it makes superfluous."
+    self.trainer.check_weights()
     save(self.trainer)
     if self.trainer.engine.rank == 0: prune(self.config.work_dir, self.config.keep_last, self.config.keep_best)
     self.saved = self.trainer.iter_num

@@ -15,9 +15,6 @@ from numbers import Real
 import numpy as np
 import torch
 
-# %% ../nbs/95_checks.ipynb #947c78cb
-from .utils import ConfigError
-
 # %% ../nbs/95_checks.ipynb #0a68b04f
 def as_python(
     value, # anything
@@ -33,25 +30,38 @@ def as_integer(
     value, # of any kind
     low:int=None, # at least this
     error=ValueError, # the kind of error
-) -> int:
+    high:int=None, # at most this; with `low`
+    optional:bool=False, # may it be None?
+): # -> int, or None
     "`value` as an int, if it is a whole number. Else an error that names what was wanted."
+    if optional and value is None:
+        return None
     number = as_python(value)
     is_number = isinstance(number, Real) and not isinstance(number, bool)
-    if is_number and number == number // 1 and (low is None or number >= low):
-        return int(number)
+    if is_number and number == number // 1:
+        if (low is None or number >= low) and (high is None or number <= high):
+            return int(number)
     wanted = {None: 'an integer', 1: 'a positive integer'}.get(low, f'an integer of {low} or more')
-    raise error(f'{name} must be {wanted}, got {number!r}')
+    if high is not None:
+        wanted = f'an integer from {low} to {high}'
+    raise error(f'{name} must be {wanted}{" or None" if optional else ""}, got {number!r}')
 
 def as_number(
     name:str, # of the setting, for the message
     value, # of any kind
     error=ValueError, # the kind of error
-):
-    "`value` as a number of Python's, int or float; NaN is none. Else an error."
+    low=None, # at least this, and finite
+    optional:bool=False, # may it be None?
+): # -> int, float, or None
+    "`value` as a number of Python's; NaN is none. Else an error that names what was wanted."
+    if optional and value is None:
+        return None
     number = as_python(value)
-    if isinstance(number, Real) and not isinstance(number, bool) and number == number:
+    is_number = isinstance(number, Real) and not isinstance(number, bool) and number == number
+    if is_number and (low is None or low <= number < math.inf):
         return number
-    raise error(f'{name} must be a number, got {number!r}')
+    wanted = 'a number' if low is None else f'a finite number of {low} or more'
+    raise error(f'{name} must be {wanted}{" or None" if optional else ""}, got {number!r}')
 
 # %% ../nbs/95_checks.ipynb #4d9ca729
 _INTEGERS = {torch.uint8, torch.uint16, torch.uint32, torch.uint64,

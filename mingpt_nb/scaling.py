@@ -208,7 +208,6 @@ def wrap(self:Engine) -> nn.Module:
     c, model = self.trainer.config, self.trainer.model
     if c.parallel == 'fsdp' and self.scaler.is_enabled():
         raise ConfigError("parallel='fsdp' cannot scale float16 gradients: use bfloat16 or float32")
-    if c.parallel not in ('ddp', 'fsdp'): raise ConfigError(f"parallel must be 'ddp' or 'fsdp', got {c.parallel!r}")
     if c.parallel == 'fsdp' and dist.is_initialized() and not self.sharded:
         shard(model)
         self.sharded = True
@@ -251,6 +250,12 @@ def step(self:Engine):
         f'step {self.trainer.iter_num}: no memory for the state of the optimizer: {e}. AdamW keeps two numbers for each weight: take a smaller '
         f"model, or parallel='fsdp' on several devices. Last checkpoint: {self.trainer.checkpoint}") from e
     self.scaler.update()
+
+@patch
+def is_finite(self:Engine, p) -> bool:
+    "Is each number finite that this process holds of `p`?"
+    mine = p.to_local() if isinstance(p, DTensor) else p
+    return mine.detach().isfinite().all().item()
 
 @patch
 def overflowed(self:Engine) -> bool:

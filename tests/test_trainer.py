@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+import pytest
 import torch
 
+from mingpt_nb.checkpoints import checkpoints
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import Trainer, batch_indices, load_model, save_model
-from mingpt_nb.utils import set_seed
+from mingpt_nb.utils import cli, set_seed
 
 
 def in_another_process(code, **env):
@@ -68,3 +71,71 @@ while True: save_model(model, {str(tmp_path)!r}); print('saved', flush=True)
         model, tokenizer = load_model(tmp_path)
         assert model.config.vocab_size == 500 and tokenizer is None
     save_model(model, tmp_path)
+
+
+def new_trainer(data=None, evaluate=None, model=None, **kw):
+    set_seed(1)
+    c, t = GPT.get_default_config(), Trainer.get_default_config()
+    c.merge_from_dict(dict(model_type='gpt-nano', vocab_size=11, block_size=6))
+    t.merge_from_dict(dict(device='cpu', max_iters=4, batch_size=4, log_every=1, progress=False) | kw)
+    return Trainer(t, model or GPT(c), data or Squares(), evaluate)
+
+
+IMPOSSIBLE = [
+    ('betas=None', 'betas'), ('betas=("a","b")', "betas must be two numbers in [0, 1), got ('a', 'b')"), ('betas=[0.9]', 'betas must be two'),
+    ('learning_rate=inf', 'learning_rate must be a finite number of 0 or more, got inf'), ('weight_decay=inf', 'weight_decay must be a finite'),
+    ('min_lr=-1', 'min_lr must be a finite'), ('grad_norm_clip=-1', 'grad_norm_clip must be a finite'), ('keep_last=None', 'keep_last'),
+    ('max_iters=2.5', 'max_iters must be an integer of 0 or more or None, got 2.5'), ('checkpoint_every=1.5', 'checkpoint_every must be an integer'),
+    ('eval_batches=2.5', 'eval_batches must be an integer'), ('eval_every=-5', 'eval_every must be an integer of 0 or more or None, got -5'),
+    ('num_workers=100000', 'num_workers must be an integer from 0 to'), ('batch_size=99999999999999', 'batch_size=99,999,999,999,999: the tokens alone'),
+    ('seed=-1', 'seed must be'), ('resume=5', 'resume must be'), ('resume=True', 'resume must be'), ('device=meta', "device 'meta' computes nothing here"),
+    ('device=xla', "device 'xla' computes nothing here"), ('device=gpu', "device 'gpu' is none that torch knows"), ('dtype=int8', 'dtype must be'),
+    ('lr_schedule=linear', "lr_schedule must be 'constant' or 'cosine'"), ('parallel=tp', "parallel must be 'ddp' or 'fsdp'"), ('progress=5', 'progress must be')]
+
+
+@pytest.mark.parametrize('arg, says', IMPOSSIBLE, ids=[arg for arg, _ in IMPOSSIBLE])
+def test_impossible_settings_get_one_line_before_anything_is_done(arg, says, tmp_path, capsys):
+    with pytest.raises(SystemExit) as e: cli(['adder', '--data.ndigit=1', f'--system.work_dir={tmp_path}', f'--trainer.{arg}'])
+    assert str(e.value).startswith('mingpt-nb adder: ') and says in str(e.value) and '\n' not in str(e.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('threads', ['1000000', '0', '1.5'])
+def test_threads_are_bounded(threads, tmp_path):
+    before = torch.get_num_threads()
+    with pytest.raises(SystemExit, match='threads'): cli(['adder', '--data.ndigit=1', f'--system.work_dir={tmp_path}', f'--system.threads={threads}'])
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize('args, says', [(['learning_rate=1e30', 'max_iters=9'], 'step 1: loss nan'), (['learning_rate=1e30', 'eval_every=1'], 'step 0: held-out loss nan'),
+                                        (['learning_rate=1e40', 'max_iters=1'], 'step 0: weights that are not finite'), (['weight_decay=1e40'], 'step 1: loss nan')])
+def test_a_run_that_diverges_ends_with_its_one_line(args, says, tmp_path, capsys):
+    with pytest.raises(SystemExit) as e:
+        cli(['adder', '--data.ndigit=1', f'--system.work_dir={tmp_path}', '--trainer.grad_norm_clip=None', '--trainer.lr_schedule=constant',
+             '--trainer.warmup_iters=0', *(f'--trainer.{arg}' for arg in args)])
+    assert str(e.value).startswith(f'mingpt-nb adder: {says}') and '\n' not in str(e.value) and not (tmp_path/'model').exists()
+    assert 'Traceback' not in capsys.readouterr().err
+
+
+def test_a_spoilt_model_is_never_saved(tmp_path):
+    t = new_trainer(work_dir=str(tmp_path), checkpoint_every=1)
+    def spoil(t):
+        if t.iter_num == 2: t.model.transformer.wpe.weight.data[0, 0] = float('inf')
+    t.add_callback('on_batch_end', spoil)
+    with pytest.raises(RuntimeError, match='step 3: weights that are not finite, the first in transformer.wpe.weight.*step-00000002$'): t.run()
+    assert [p.name for p in checkpoints(tmp_path)] == ['step-00000001', 'step-00000002']
+
+
+def test_numpys_numbers_and_whole_floats_are_numbers(tmp_path):
+    plain = new_trainer(learning_rate=0.5**10, betas=(0.5, 0.75), eval_every=2, eval_batches=1, evaluate=Squares())
+    odd = new_trainer(learning_rate=np.float32(0.5**10), betas=[np.float32(0.5), np.float64(0.75)], batch_size=np.int64(4), max_iters=np.float32(4), eval_every=2e0,
+                      eval_batches=np.int8(1), evaluate=Squares(), keep_last=2., checkpoint_every=1e0, work_dir=str(tmp_path), log_every=torch.tensor(1))
+    for t in plain, odd:
+        set_seed(2)
+        t.run()
+    assert odd.history == plain.history and checkpoints(tmp_path)[-1].name == 'step-00000004'
+    c = GPT.get_default_config()
+    c.merge_from_dict(dict(model_type=None, n_layer=np.int64(1), n_head=np.int8(1), n_embd=np.uint8(8), vocab_size=np.int64(11), block_size=torch.tensor(6),
+                           embd_pdrop=np.float32(0.)))
+    save_model(GPT(c), tmp_path/'model')
+    assert json.loads((tmp_path/'model'/'config.json').read_text())['vocab_size'] == 11 and load_model(tmp_path/'model')[0].config.n_embd == 8
