@@ -94,7 +94,6 @@ VARIES = {
     '04_adder 6e129477': 'mistakes of a model in the middle of its training',
     '04_adder e272ed50': 'means over two training runs',
     '04_adder 0a5caaee': 'what a model that learns by heart guesses',
-    '04_adder 2fec674e': 'digits of a model without a head, which hesitates between some of them',
     '06_chargpt 4c7b926e': 'losses of a training run, and what the model writes',
     '06_chargpt 7881072b': 'the lowest loss of that run',
     '06_chargpt 61c4064e': 'what the trained model writes',
