@@ -308,7 +308,13 @@ def catch_signals(self:Guard):
 def note(self:Guard, number, frame):
     self.signal = signal.Signals(number)
     self.release()                                                # a second one acts at once
-    if hasattr(signal, 'SIGCHLD'): self.handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+    self.expect_deaths()
+
+@patch
+def expect_deaths(self:Guard):
+    "From now on the end of a worker raises nothing."
+    if hasattr(signal, 'SIGCHLD') and signal.SIGCHLD not in self.handlers:
+        self.handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
 
 @patch
 def release(self:Guard):
@@ -331,8 +337,15 @@ def after_step(self:Guard) -> bool: # is it time to stop?
     self.write_rows()
     agree = self.trainer.engine.agree                             # processes stop and save together
     if agree(bool(c.checkpoint_every and (self.trainer.iter_num % c.checkpoint_every == 0 or (c.keep_best and self.is_best())))): self.keep()
-    if number := agree(self.signal or 0): self.signal = signal.Signals(number)
-    return self.signal is not None
+    return self.told_to_stop()
+
+@patch
+def told_to_stop(self:Guard) -> bool:
+    "Had a signal come to any of the processes when they asked each other? All get the same answer."
+    number = self.trainer.engine.agree(self.signal or 0)
+    if number:
+        self.signal = signal.Signals(number)
+    return number > 0                                             # one that comes meanwhile waits for the next time
 
 # %% ../nbs/07_checkpoints.ipynb #6cc624c5
 class WorkerDied(RuntimeError):
@@ -340,13 +353,22 @@ class WorkerDied(RuntimeError):
 
 @patch
 def __exit__(self:Guard, kind, error, trace):
-    self.release()
-    died = self.death(error)
-    if died and not self.signal: self._explain(died, error)
-    if kind and not died: return
-    c = self.config
-    if c.work_dir and (c.checkpoint_every or self.signal) and self.saved != self.trainer.iter_num: self.keep()
-    if self.signal: self._leave()
+    try:
+        if self.signal:
+            self.expect_deaths()
+        died = self.death(error)
+        if died and not self.signal:
+            self._explain(died, error)
+        if kind and not died:
+            return
+        c = self.config
+        due = died or self.told_to_stop() or c.checkpoint_every
+        if c.work_dir and due and self.saved != self.trainer.iter_num:
+            self.keep()
+    finally:
+        self.release()
+    if self.signal:
+        self._leave()
 
 @patch
 def death(self:Guard, error): # -> str or None

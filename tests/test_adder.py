@@ -1,6 +1,5 @@
 """What a cell of chapter 04 cannot show: the command in a process of its own, the same problems in every process, property tests."""
-import json, os, subprocess, sys
-from pathlib import Path
+import json, os, re
 
 import numpy as np
 import pytest
@@ -10,22 +9,13 @@ from torch.utils.data import DataLoader
 from mingpt_nb.adder import AdditionDataset, add, add_columns, draw_questions, is_test
 from mingpt_nb.trainer import load_model
 from mingpt_nb.utils import CfgNode
-
-ROOT = Path(__file__).parent.parent
-
-
-def run(*args, cwd=None, code=0, **env):
-    "Run `python ARGS` in a process with one thread; its standard output and errors."
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PYTHONPATH': str(ROOT), **env}
-    done = subprocess.run([sys.executable, '-W', 'error', *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    return done.stdout, done.stderr
+from processes import ROOT, run
 
 
 @pytest.fixture(scope='module')
 def short_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('run')
-    out, _ = run('-m', 'mingpt_nb.adder', '--data.ndigit=1', '--trainer.max_iters=300', '--system.work_dir', str(folder/'out'), cwd=folder)
+    out, _ = run('-m', 'mingpt_nb.adder', '--data.ndigit=1', '--trainer.max_iters=60', '--system.work_dir', str(folder/'out'), cwd=folder, plain=True)
     return folder/'out', out
 
 
@@ -34,16 +24,20 @@ def test_command_trains_and_writes(short_run):
     assert sorted(p.name for p in folder.iterdir()) == ['args.txt', 'config.json', 'metrics.jsonl', 'model', 'training.png']
     assert 'of 20 held-out problems right' in out and out.count(' right\n') + out.count('WRONG') == 10
     assert (folder/'training.png').read_bytes()[:4] == b'\x89PNG'
+    rows = [json.loads(line) for line in (folder/'metrics.jsonl').read_text().splitlines()]
+    losses = [row['loss'] for row in rows if 'loss' in row]
+    assert losses[-1] < losses[0] - 0.5
 
 
 def test_command_is_reproducible_and_loads(short_run, tmp_path):
     folder, out = short_run
-    again, _ = run('-m', 'mingpt_nb.adder', '--data.ndigit=1', '--trainer.max_iters=300', '--system.work_dir', str(tmp_path))
+    again, _ = run('-m', 'mingpt_nb.adder', '--data.ndigit=1', '--trainer.max_iters=60', '--system.work_dir', str(tmp_path))
     assert out.replace(str(folder), '') == again.replace(str(tmp_path), '')
     model, _ = load_model(folder/'model')
-    line = next(l for l in out.splitlines() if l.endswith(' right'))                # '3 + 4 = 7 right'
-    a, _, b, _, c, _ = line.split()
-    assert add(model, int(a), int(b)) == int(c) == int(a) + int(b)
+    shown = re.findall(r'^(\d) \+ (\d) = (\d+) (right|WRONG, it is (\d+))$', out, re.M)                # '3 + 4 = 7 right', '3 + 4 = 8 WRONG, it is 7'
+    assert len(shown) == 10
+    for a, b, c, mark, correct in shown:
+        assert add(model, int(a), int(b)) == int(c) and int(correct or c) == int(a) + int(b) and (mark == 'right') == (int(c) == int(a) + int(b))
 
 
 def test_entry_point_is_the_same_command(tmp_path):
@@ -65,23 +59,22 @@ def test_command_without_matplotlib(tmp_path):
     (tmp_path/'matplotlib').mkdir()
     (tmp_path/'matplotlib'/'__init__.py').write_text('raise ImportError("hidden for this test")')
     out, _ = run('-m', 'mingpt_nb.adder', '--data.ndigit=1', '--trainer.max_iters=3', '--system.work_dir', str(tmp_path/'out'),
-                 PYTHONPATH=f'{tmp_path}{os.pathsep}{ROOT}')
+                 env=dict(PYTHONPATH=f'{tmp_path}{os.pathsep}{ROOT}'))
     assert "pip install 'mingpt-nb[plot]'" in out
     assert (tmp_path/'out'/'model'/'model.safetensors').exists() and not (tmp_path/'out'/'training.png').exists()
 
 
 def test_importing_starts_nothing(tmp_path):
-    out, err = run('-c', 'import mingpt_nb.adder', cwd=tmp_path)
+    out, err = run('-c', 'import mingpt_nb.adder', cwd=tmp_path, plain=True)
     assert (out, err) == ('', '') and not list(tmp_path.iterdir())
 
 
 def test_items_are_the_same_in_every_process():
     code = ('from mingpt_nb.adder import AdditionDataset; from mingpt_nb.utils import CfgNode; '
-            'd = AdditionDataset(CfgNode(ndigit={n}), "train"); print([d[i][0].tolist() for i in (0, 1, 4242)])')
-    for n in 2, 9:
-        data = AdditionDataset(CfgNode(ndigit=n), 'train')
-        for seed in '1', '2':
-            assert run('-c', code.format(n=n), PYTHONHASHSEED=seed)[0].strip() == str([data[i][0].tolist() for i in (0, 1, 4242)])
+            'print([[AdditionDataset(CfgNode(ndigit=n), "train")[i][0].tolist() for i in (0, 1, 4242)] for n in (2, 9)])')
+    names = {}
+    exec(code.replace('print(', 'here = ('), names)
+    assert run('-c', code, env=dict(PYTHONHASHSEED='1'))[0].strip() == str(names['here'])
 
 
 @pytest.mark.parametrize('n', [1, 2, 3])

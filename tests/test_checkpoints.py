@@ -5,22 +5,21 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+import mingpt_nb.checkpoints
 from mingpt_nb.bpe import CharTokenizer, train_bpe
 from mingpt_nb.checkpoints import CheckpointError, check, checkpoints, export, find_model
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import DataError, Trainer, TrainingDiverged, save_model
 from mingpt_nb.utils import set_seed
+import processes
+from processes import finish
 
-ROOT = Path(__file__).parent.parent
 posix = pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
 
 PROGRAM = '''
@@ -41,7 +40,7 @@ def main():
     torch.set_num_threads(1)
     set_seed(1)
     c, t = GPT.get_default_config(), Trainer.get_default_config()
-    c.merge_from_dict(dict(model_type='gpt-micro', vocab_size=50, block_size=16))
+    c.merge_from_dict(dict(n_layer=1, n_head=4, n_embd=256, vocab_size=50, block_size=16))      # a step takes little, a save some milliseconds
     t.merge_from_dict(dict(device='cpu', max_iters=200, batch_size=4, work_dir='out', checkpoint_every=5, resume='auto', log_every=1))
     t.merge_from_args(sys.argv[1:])
     trainer = Trainer(t, GPT(c), Noisy())
@@ -56,17 +55,9 @@ if __name__ == '__main__': main()
 '''
 
 
-def start(folder, *args):
+def start(folder, *args, **kwargs):
     (folder/'program.py').write_text(PROGRAM)
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    return subprocess.Popen([sys.executable, '-W', 'error', 'program.py', *args], cwd=folder, env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def finish(process, code=0):
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, err
-    return out, err
+    return processes.start('program.py', *args, cwd=folder, **kwargs)
 
 
 def digest(out): return out.split('sha256 ')[1].split()[0]
@@ -93,7 +84,7 @@ def test_twenty_kills_change_nothing(tmp_path):
     half_written = sum(lives_and_dies(killed, dice, during_save=n % 2) for n in range(20))
     assert half_written >= 3
     out, _ = finish(start(killed))
-    want, _ = finish(start(straight))
+    want, _ = finish(start(straight, plain=True))
     assert digest(out) == digest(want)
     first = int(out.split('step ')[1].split()[0])
     assert 0 < first < 200                                          # it went on
@@ -110,7 +101,7 @@ def test_twenty_kills_change_nothing(tmp_path):
 @pytest.mark.parametrize('workers', ['0', '2'])
 def test_a_signal_saves_and_ends_and_the_rest_is_bit_equal(tmp_path, workers):
     arguments = '--max_iters=40', f'--num_workers={workers}', '--checkpoint_every=1000'
-    want, _ = finish(start(tmp_path, *arguments, '--work_dir=whole'))
+    want, _ = finish(start(tmp_path, *arguments, '--work_dir=whole', plain=workers == '0'))
     for number, code in (signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT):
         process = start(tmp_path, *arguments)
         for line in process.stdout:
@@ -125,9 +116,7 @@ def test_a_signal_saves_and_ends_and_the_rest_is_bit_equal(tmp_path, workers):
 
 @posix
 def test_a_signal_to_the_whole_group(tmp_path):
-    (tmp_path/'program.py').write_text(PROGRAM)
-    process = subprocess.Popen([sys.executable, 'program.py', '--max_iters=100000', '--num_workers=2'], cwd=tmp_path, text=True, start_new_session=True,
-                               env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = start(tmp_path, '--max_iters=100000', '--num_workers=2', start_new_session=True)
     for line in process.stdout:
         if line == 'step 8\n': break
     os.killpg(process.pid, signal.SIGTERM)
@@ -138,25 +127,21 @@ def test_a_signal_to_the_whole_group(tmp_path):
 @pytest.mark.parametrize('command', ['adder', 'chargpt'])
 def test_commands_resume(tmp_path, command):
     (tmp_path/'input.txt').write_text('It was the best of times, it was the worst of times. ' * 40)
-    arguments = {'adder': ['--data.ndigit=1'], 'chargpt': ['input.txt', '--model.model_type=gpt-nano', '--data.block_size=16', '--trainer.batch_size=4',
+    arguments = {'adder': ['--data.ndigit=1', '--trainer.batch_size=8'], 'chargpt': ['input.txt', '--model.model_type=gpt-nano', '--data.block_size=16', '--trainer.batch_size=4',
                  '--trainer.eval_every=10', '--trainer.eval_batches=1', '--sample.length=20']}[command]
-    def run(folder, *more):
-        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PYTHONPATH': str(ROOT)}
-        line = [sys.executable, '-W', 'error', '-m', f'mingpt_nb.{command}', *arguments, f'--system.work_dir={folder}', '--trainer.lr_schedule=constant',
-                '--trainer.device=cpu', '--trainer.checkpoint_every=15', '--trainer.resume=auto', *more]
-        return subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-    whole = run('whole', '--trainer.max_iters=40')
-    assert whole.returncode == 0, whole.stderr
-    assert run('parts', '--trainer.max_iters=20').returncode == 0
-    parts = run('parts', '--trainer.max_iters=40')
-    assert parts.returncode == 0, parts.stderr
+    def run(folder, *more, code=0):
+        return processes.run('-m', f'mingpt_nb.{command}', *arguments, f'--system.work_dir={folder}', '--trainer.lr_schedule=constant', '--trainer.device=cpu',
+                             '--trainer.checkpoint_every=15', '--trainer.resume=auto', *more, cwd=tmp_path, code=code)
+    whole, _ = run('whole', '--trainer.max_iters=40')
+    run('parts', '--trainer.max_iters=20')
+    parts, _ = run('parts', '--trainer.max_iters=40')
     for file in 'checkpoints/step-00000040/model.safetensors', 'model/model.safetensors':
         assert hashlib.sha256((tmp_path/'whole'/file).read_bytes()).digest() == hashlib.sha256((tmp_path/'parts'/file).read_bytes()).digest()
-    assert parts.stdout.splitlines()[-2:] == [line.replace('whole', 'parts') for line in whole.stdout.splitlines()[-2:]]
-    again = run('parts', '--trainer.max_iters=40')                  # complete
-    assert again.returncode == 0 and again.stdout.splitlines()[-2:] == parts.stdout.splitlines()[-2:]
-    refused = run('parts', '--trainer.max_iters=60', '--trainer.batch_size=9', '--trainer.resume=parts/checkpoints/step-00000040')
-    assert refused.returncode == 1 and refused.stderr.splitlines()[-1].startswith(f'mingpt-nb {command}: ') and 'batch_size is 9 here' in refused.stderr
+    assert parts.splitlines()[-2:] == [line.replace('whole', 'parts') for line in whole.splitlines()[-2:]]
+    again, _ = run('parts', '--trainer.max_iters=40')               # complete
+    assert again.splitlines()[-2:] == parts.splitlines()[-2:]
+    _, refused = run('parts', '--trainer.max_iters=60', '--trainer.batch_size=9', '--trainer.resume=parts/checkpoints/step-00000040', code=1)
+    assert refused.splitlines()[-1].startswith(f'mingpt-nb {command}: ') and 'batch_size is 9 here' in refused
 
 
 class Rows:
@@ -248,6 +233,25 @@ def test_a_pickle_is_never_run(tmp_path, finished, raw):
     t = trainer()
     with pytest.raises(CheckpointError, match='optimizer.pt'): t.load_checkpoint(folder)
     assert not (tmp_path/'sprung').exists() and t.iter_num == 0
+
+
+@posix
+def test_a_worker_that_ends_while_the_last_checkpoint_is_saved_raises_nothing(tmp_path, monkeypatch):
+    def of_torch(*_): raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Terminated.')
+    def slow(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGCHLD)
+        return write_folder(*args, **kwargs)
+    write_folder = mingpt_nb.checkpoints.write_folder
+    monkeypatch.setattr(mingpt_nb.checkpoints, 'write_folder', slow)
+    t = trainer(tmp_path)
+    t.add_callback('on_batch_end', lambda t: t.iter_num == 2 and os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGCHLD, of_torch)
+    try:
+        with pytest.raises(SystemExit) as e: t.run()
+        assert e.value.code == 143 and [p.name for p in checkpoints(tmp_path)] == ['step-00000003']
+        assert signal.getsignal(signal.SIGCHLD) is of_torch
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_the_best_is_kept(tmp_path):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from mingpt_nb import gpt2
 from mingpt_nb.bpe import BPETokenizer, CharTokenizer, get_encoder
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import save_model
+import processes
 
 SMALL = dict(vocab_size=61, n_positions=16, n_embd=24, n_layer=2, n_head=3, bos_token_id=None, eos_token_id=None)
 
@@ -252,12 +254,11 @@ def test_head_that_differs(tmp_path):
         GPT.from_pretrained(folder)
 
 
-def run(*args, env={}, code=None, module=None, cwd=None):
+def run(*args, env={}, code=None, module=None, cwd=None, plain=False):
     what = ['-m', module] if module else ['-c', code or 'from mingpt_nb.utils import cli; cli()']
-    command = [sys.executable, '-W', 'error', *what, *args]
-    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONPATH': str(Path(__file__).parents[1]), 'OMP_NUM_THREADS': '1',
-           'PYTHONIOENCODING': 'utf-8', **env}
-    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, encoding='utf-8', timeout=120)
+    process = processes.start(*what, *args, env={'HF_HUB_OFFLINE': '1', **env}, cwd=cwd, plain=plain)
+    out, err = process.communicate(timeout=120)
+    return SimpleNamespace(returncode=process.returncode, stdout=out, stderr=err)
 
 
 MEASURE = '''
@@ -278,7 +279,7 @@ def test_memory(tmp_path, shard):
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_layer=6, n_embd=512, n_head=8, vocab_size=20000, n_positions=64)       # 117 MB
     save(transformers.GPT2LMHeadModel(config), tmp_path/'m', **dict(max_shard_size=shard) if shard else {})
-    out = run(str(tmp_path/'m'), code=MEASURE)
+    out = run(str(tmp_path/'m'), code=MEASURE, plain=True)
     assert out.returncode == 0, out.stderr
     grown, total, largest, imported = json.loads(out.stdout)
     assert total > 110e6 and not imported

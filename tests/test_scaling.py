@@ -5,9 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +15,9 @@ from mingpt_nb.checkpoints import checkpoints
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import Trainer, load_model
 from mingpt_nb.utils import set_seed
+import processes
+from processes import finish
 
-ROOT = Path(__file__).parent.parent
 torchrun = pytest.mark.skipif(os.name == 'nt' or not dist.is_available() or not dist.is_gloo_available(), reason='torchrun with gloo')
 
 PROGRAM = '''
@@ -37,11 +36,11 @@ class Uneven:
         return x, y
 
 class Deadly(Uneven):
-    "The second process is killed in step 12 of its first life."
+    "The second process is killed in step 12 of each of its lives."
     rows = 12 * 32
     def __getitem__(self, i):
         self.rows -= 1
-        if self.rows < 0 and os.environ.get('RANK') == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0': os.kill(os.getpid(), signal.SIGKILL)
+        if self.rows < 0 and os.environ.get('RANK') == '1': os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(i)
 
 def new_trainer(*args, data=None, dropout=0.):
@@ -61,17 +60,21 @@ if __name__ == '__main__':
 exec(PROGRAM.split('if __name__')[0])
 
 
-def start(folder, *args, processes=2, launcher=()):
+def start(folder, *args, launcher=()):
+    "The program in two processes that torchrun starts."
     (folder/'program.py').write_text(PROGRAM)
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    line = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}', *launcher, 'program.py', *args]
-    return subprocess.Popen(line, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return processes.start('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', *launcher, 'program.py', *args, cwd=folder)
 
 
-def finish(process, code=0):
-    out, err = process.communicate(timeout=150)
-    assert process.returncode == code, err
-    return out, err
+def pair(folder, *args):
+    "The same in two processes with the environment that torchrun gives them; what the first of them says."
+    (folder/'program.py').write_text(PROGRAM)
+    store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
+    env = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(store.port), WORLD_SIZE='2', TORCHELASTIC_RESTART_COUNT='0', TORCHELASTIC_USE_AGENT_STORE='True')
+    two = [processes.start('program.py', *args, cwd=folder, env=dict(env, RANK=rank, LOCAL_RANK=rank)) for rank in '01']
+    (out, _), (silence, _) = (finish(process) for process in two)
+    assert silence == ''
+    return out
 
 
 def rows(folder): return [json.loads(line)['loss'] for line in (folder/'metrics.jsonl').read_text().splitlines()]
@@ -101,7 +104,7 @@ def test_two_processes_are_one(tmp_path, straight):
 @torchrun
 def test_one_process_goes_on_as_two_slices_and_back(tmp_path, straight):
     new_trainer(f'--work_dir={tmp_path/"out"}', '--checkpoint_every=25', '--max_iters=25').run()
-    finish(start(tmp_path, 'plain', '--work_dir=out', '--checkpoint_every=20', '--resume=auto', '--parallel=fsdp', '--accumulate=4', '--max_iters=40'))
+    pair(tmp_path, 'plain', '--work_dir=out', '--checkpoint_every=20', '--resume=auto', '--parallel=fsdp', '--accumulate=4', '--max_iters=40')
     assert [p.name for p in checkpoints(tmp_path/'out')] == ['step-00000025', 'step-00000040']
     back = new_trainer(f'--work_dir={tmp_path/"out"}', '--checkpoint_every=25', '--resume=auto')
     back.run()
@@ -111,7 +114,8 @@ def test_one_process_goes_on_as_two_slices_and_back(tmp_path, straight):
 
 @torchrun
 def test_accumulating_processes_send_gradients_once_per_step(tmp_path, straight):
-    finish(start(tmp_path, 'plain', '--work_dir=out', '--accumulate=3', '--max_iters=10', '--batch_size=63'))
+    out = pair(tmp_path, 'plain', '--work_dir=out', '--accumulate=3', '--max_iters=10', '--batch_size=63')
+    assert out.endswith('done 10 2\n')
     want = new_trainer('--batch_size=63', '--max_iters=10')
     want.run()
     assert rows(tmp_path/'out') == pytest.approx(losses(want), abs=1e-5)
@@ -119,14 +123,15 @@ def test_accumulating_processes_send_gradients_once_per_step(tmp_path, straight)
 
 @torchrun
 def test_a_killed_process_ends_the_job_and_restarts_resume_it(tmp_path, straight):
-    args = 'deadly', '--work_dir=out', '--checkpoint_every=5', '--resume=auto'
-    out, err = finish(start(tmp_path, *args), code=1)
+    "It dies, is started again, dies again further on, and the job ends; what is left is done by one process."
+    out, err = finish(start(tmp_path, 'deadly', '--work_dir=out', '--checkpoint_every=5', '--resume=auto', launcher=['--max-restarts=1']), code=1)
     assert 'Signal 9 (SIGKILL)' in err and 'done' not in out
-    assert checkpoints(tmp_path/'out')[-1].name == 'step-00000010'
-    shutil.rmtree(tmp_path/'out')
-    out, err = finish(start(tmp_path, *args, launcher=['--max-restarts=1']))
-    steps = [int(line.split()[1]) for line in out.splitlines() if line.startswith('step')]
-    assert out.count('done') == 1 and steps[-40:] == list(range(10, 50)) and len(steps) > 50
+    assert checkpoints(tmp_path/'out')[-1].name == 'step-00000020'
+    steps = [int(line.split()[1]) for line in out.splitlines()]
+    again = steps.index(10, 11)
+    assert steps == [*range(again), *range(10, steps[-1] + 1)] and steps[-1] >= 20
+    back = new_trainer(f'--work_dir={tmp_path/"out"}', '--resume=auto')
+    back.run()
     assert rows(tmp_path/'out') == pytest.approx(losses(straight), abs=1e-5)
 
 
@@ -138,8 +143,8 @@ def test_a_signal_stops_all_after_the_same_step_and_dropout_resumes(tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode and len(checkpoints(tmp_path/'out')) == 1
-    finish(start(tmp_path, 'dropout', '--work_dir=out', '--resume=auto', '--checkpoint_every=1000', '--max_iters=50'))
-    finish(start(tmp_path, 'dropout', '--work_dir=whole'))
+    pair(tmp_path, 'dropout', '--work_dir=out', '--resume=auto', '--checkpoint_every=1000', '--max_iters=50')
+    pair(tmp_path, 'dropout', '--work_dir=whole')
     assert rows(tmp_path/'out') == rows(tmp_path/'whole')                # bit for bit
 
 
@@ -211,7 +216,7 @@ t = new_trainer('--max_iters=3', '--compile=true')
 t.run()
 print(t.history[-1]['loss'])
 '''
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'CXX': '/nonexistent/compiler', 'TORCHINDUCTOR_FORCE_DISABLE_CACHES': '1'}
+    env = dict(os.environ, **processes.ENV, CXX='/nonexistent/compiler', TORCHINDUCTOR_FORCE_DISABLE_CACHES='1')
     run = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) == pytest.approx(losses(straight)[2], abs=1e-6)

@@ -1,6 +1,5 @@
 "Token files: what a notebook cell cannot show. Gigabytes, limits on memory, processes that die, files of all kinds."
-import json, os, random, subprocess, sys
-from pathlib import Path
+import json, os, random, sys
 
 import numpy as np
 import pytest
@@ -10,18 +9,15 @@ from mingpt_nb.bpe import CharTokenizer, get_encoder
 from mingpt_nb.data import FORMAT, HEADER, TokenDataset, TokenFile, _cut, english, fingerprint, split, write_tokens
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import Trainer
+import processes
 
-ROOT = Path(__file__).parent.parent
 GPT2 = get_encoder()
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 
 
 def run(code, cwd, code_expected=0):
     (cwd/'script.py').write_text(code, encoding='utf-8')
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    done = subprocess.run([sys.executable, '-W', 'error', 'script.py'], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code_expected, done.stderr
-    return done.stdout, done.stderr
+    return processes.run('script.py', cwd=cwd, code=code_expected, plain=True)
 
 
 def make_file(path, count, piece=1 << 23):

@@ -1,10 +1,7 @@
 """Training across processes: the same batches everywhere, and files that are whole or not there."""
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,18 +12,13 @@ from mingpt_nb.checkpoints import checkpoints
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import Trainer, batch_indices, load_model, save_model
 from mingpt_nb.utils import cli, set_seed
-
-
-def in_another_process(code, **env):
-    run = subprocess.run([sys.executable, '-c', code], env={**os.environ, **env}, capture_output=True, text=True, check=True)
-    return json.loads(run.stdout)
+from processes import run, start
 
 
 def test_batches_are_the_same_in_every_process():
     code = 'import json; from mingpt_nb.trainer import batch_indices; print(json.dumps([batch_indices(7, s, 10**12, 8) for s in (0, 1, 99)]))'
-    want = [batch_indices(7, s, 10**12, 8) for s in (0, 1, 99)]
-    for seed in '0', '1':
-        assert in_another_process(code, PYTHONHASHSEED=seed) == want
+    here = [batch_indices(7, s, 10**12, 8) for s in (0, 1, 99)]
+    assert json.loads(run('-c', code, env=dict(PYTHONHASHSEED='1'))[0]) == here
 
 
 class Squares:
@@ -62,12 +54,11 @@ model = GPT(c)
 while True: save_model(model, {str(tmp_path)!r}); print('saved', flush=True)
 '''
     for delay in (0., 0.01, 0.03):
-        process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+        process = start('-c', code)
         assert process.stdout.readline() == 'saved\n'
         time.sleep(delay)
         process.send_signal(signal.SIGKILL if hasattr(signal, 'SIGKILL') else signal.SIGTERM)
-        process.wait()
-        process.stdout.close()
+        process.communicate(timeout=60)
         model, tokenizer = load_model(tmp_path)
         assert model.config.vocab_size == 500 and tokenizer is None
     save_model(model, tmp_path)
