@@ -6,8 +6,9 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/data.html.md"""
 
 # %% auto #0
 __all__ = ['SOURCES', 'FORMAT', 'HEADER', 'english', 'cache_dir', 'file_digest', 'verify', 'DownloadError', 'download', 'File',
-           'Source', 'fetch', 'split', 'load_split', 'read_pieces', 'id_dtype', 'fingerprint', 'read_header',
-           'TokenFile', 'write_ids', 'write_tokens', 'TokenDataset', 'bits_per_character', 'windows', 'evaluate']
+           'Source', 'fetch', 'split', 'load_split', 'read_pieces', 'id_dtype', 'fingerprint', 'tokenizer_print',
+           'read_header', 'TokenFile', 'write_ids', 'write_tokens', 'TokenDataset', 'bits_per_character', 'windows',
+           'evaluate']
 
 # %% ../nbs/91_data.ipynb #798d5d52
 import collections, copy, errno, hashlib, importlib, itertools, json, logging, math, os, sys, time, zipfile, zlib
@@ -268,6 +269,19 @@ def fingerprint(
     tables = [tokenizer.stoi] if hasattr(tokenizer, 'stoi') else [tokenizer.encoder, list(tokenizer.bpe_ranks)]
     return 'sha256:' + hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
+# %% ../nbs/91_data.ipynb #f55648cb
+def tokenizer_print(
+    data, # a data set
+): # -> str, or None
+    "The `fingerprint` of the tokenizer that a data set's ids are of, if it has one that we know."
+    for tokenizer in getattr(data, 'tokenizer', None), data:
+        if hasattr(tokenizer, 'stoi') or hasattr(tokenizer, 'bpe_ranks'):
+            try:
+                return fingerprint(tokenizer)
+            except (TypeError, ValueError):                       # of somebody else, and other inside
+                return None
+    return getattr(getattr(data, 'ids', None), 'fingerprint', None)
+
 # %% ../nbs/91_data.ipynb #8c18a081
 FORMAT, HEADER = 'mingpt_nb tokens, version 1', 512                     # bytes before the first id
 
@@ -291,7 +305,7 @@ class TokenFile:
             raise ValueError(f'{path} was written with another tokenizer, one of {head["vocab_size"]:,} ids, {head["tokenizer"]}; '
                              f'this one has {tokenizer.vocab_size:,}, {fingerprint(tokenizer)}')
         self.path, self.dtype, self.vocab_size, self.tokenizer = Path(path), np.dtype(head['dtype']), head['vocab_size'], tokenizer
-        self.start, self.stop = 0, head['count']
+        self.start, self.stop, self.fingerprint = 0, head['count'], head['tokenizer']
 
     def __len__(self): return self.stop - self.start
 

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 # %% ../nbs/08_scaling.ipynb #f2bc56d6
 from .attention import CausalSelfAttention
 from .model import GPT, NewGELU
-from .utils import ConfigError, patch, pick_dtype, set_seed
+from .utils import ConfigError, layers, patch, pick_dtype, set_seed
 
 # %% ../nbs/08_scaling.ipynb #67882586
 def parts(
@@ -141,12 +141,14 @@ def rank_seed(seed:int, step:int, rank:int) -> int:
 class Engine:
     "Computes gradients for `trainer`: in parts, in a small type, compiled, on many processes, as its config says."
 
-    def __init__(self, trainer):
+    def __init__(self, trainer, given=None): # the model as the trainer was given it, perhaps in a wrapper
         c, self.trainer = trainer.config, trainer
+        self.given = layers(trainer.model if given is None else given)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if c.batch_size < self.world: raise ConfigError(f'batch_size={c.batch_size} cannot be shared by {self.world} processes')
         self.kind = torch.device(trainer.device).type
-        self.parts, self.eval_parts, self.told, self.compiling = c.accumulate, 1, False, c.compile
+        self.parts, self.eval_parts, self.told = c.accumulate, 1, False
+        self.compiling = c.compile or any('_orig_mod' in m._modules for m in self.given)
         self.dtype = choose_dtype(c.dtype, trainer.device, trainer.model)
         self.scaler = torch.amp.GradScaler(self.kind, enabled=self.dtype == torch.float16)
         if self.kind == 'cuda': torch.set_float32_matmul_precision('high')     # float32 products with 10 bits of precision, TF32
@@ -208,11 +210,32 @@ def wrap(self:Engine) -> nn.Module:
     c, model = self.trainer.config, self.trainer.model
     if c.parallel == 'fsdp' and self.scaler.is_enabled():
         raise ConfigError("parallel='fsdp' cannot scale float16 gradients: use bfloat16 or float32")
+    self.check_wrappers()
     if c.parallel == 'fsdp' and dist.is_initialized() and not self.sharded:
         shard(model)
         self.sharded = True
-    net = torch.compile(model) if self.compiling else model
+    if self.in_ddp():
+        return self.given[0]
+    net = model
+    if self.compiling:
+        came = [m for m in self.given if '_orig_mod' in m._modules]
+        net = came[0] if came else torch.compile(model)
     return nn.parallel.DistributedDataParallel(net) if dist.is_initialized() and not self.sharded else net
+
+@patch
+def in_ddp(self:Engine) -> bool:
+    "Did the model come in a wrapper that shares its gradients?"
+    return any(isinstance(m, nn.parallel.DistributedDataParallel) for m in self.given)
+
+@patch
+def check_wrappers(self:Engine):
+    "`ConfigError` for a model that is cut in slices already, or whose wrapper does not go with `parallel`."
+    cut = any('_fsdp_wrapped_module' in m._modules for m in self.trainer.model.modules()) or (
+        not self.sharded and any(isinstance(p, DTensor) for p in self.trainer.model.parameters()))
+    if cut or '_fsdp_wrapped_module' in self.given[0]._modules:
+        raise ConfigError("the model is cut in slices already: give the trainer the model itself, and parallel='fsdp'")
+    if self.in_ddp() and self.trainer.config.parallel == 'fsdp':
+        raise ConfigError("the model is in DistributedDataParallel: give the trainer the model itself for parallel='fsdp'")
 
 @patch
 def syncing(self:Engine, last:bool): # a context manager
@@ -273,7 +296,7 @@ def backward(self:Engine, x, y): # the rows of this process
         try: return self.gradient(x, y)
         except torch.OutOfMemoryError as e: self.halve(e, len(x))
         except Exception as e:
-            if not self.compiling: raise
+            if not self.compiling or self.in_ddp(): raise
             self.do_without_compiler(e)
         self.random_state(state)
 
@@ -322,7 +345,7 @@ def do_without_compiler(self:Engine, error):
     "Go on with the plain model, and say why, once."
     reason = str(error).strip().splitlines()
     warnings.warn(f'torch.compile failed, going on without: {type(error).__name__}: {reason[0] if reason else ""}', stacklevel=5)
-    self.compiling, self.net = False, None
+    self.compiling, self.net, self.given = False, None, [self.trainer.model]
     self.net = self.wrap()
 
 # %% ../nbs/08_scaling.ipynb #0a9ed135

@@ -6,8 +6,8 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/utils.html.md"""
 
 # %% auto #0
 __all__ = ['WRAPPERS', 'COMMANDS', 'patch', 'ConfigError', 'RunError', 'plain', 'CfgNode', 'parse_value', 'set_seed',
-           'setup_logging', 'unwrap', 'plain_name', 'pick_device', 'most_workers', 'machine_memory', 'pick_dtype',
-           'evaluating', 'need', 'cli']
+           'setup_logging', 'layers', 'unwrap', 'plain_name', 'pick_device', 'most_workers', 'machine_memory',
+           'pick_dtype', 'evaluating', 'need', 'cli']
 
 # %% ../nbs/90_utils.ipynb #2ac5c824
 import builtins, difflib, importlib, json, logging, os, random, re, sys, threading
@@ -193,13 +193,24 @@ def setup_logging(
 #: names under which torch keeps the model that it wraps: data parallel, compiled, FSDP, recomputed activations
 WRAPPERS = {'module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
 
+def layers(
+    model:torch.nn.Module,
+) -> list:
+    "The model with its wrappers, from the outside to the model itself. What is wrapped by a class that is not torch's is a model."
+    found = [model]
+    while type(model).__module__.startswith('torch.') and len(model._modules) == 1:
+        (name, inside), = model._modules.items()
+        if name not in WRAPPERS:
+            break
+        model = inside
+        found.append(model)
+    return found
+
 def unwrap(
     model:torch.nn.Module,
 ):
     "The model inside, however often it is wrapped; itself if it is not."
-    while len(model._modules) == 1 and (names := WRAPPERS & model._modules.keys()):
-        model = model._modules[names.pop()]
-    return model
+    return layers(model)[-1]
 
 def plain_name(
     name:str, # of a weight

@@ -7,11 +7,16 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
+from mingpt_nb.bpe import CharTokenizer
+from mingpt_nb.chargpt import CharDataset
 from mingpt_nb.checkpoints import checkpoints
+from mingpt_nb.data import TokenDataset, write_tokens
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import Trainer, batch_indices, load_model, save_model
-from mingpt_nb.utils import cli, set_seed
+from mingpt_nb.utils import CfgNode, cli, set_seed
 from processes import run, start
 
 
@@ -69,7 +74,7 @@ def new_trainer(data=None, evaluate=None, model=None, **kw):
     c, t = GPT.get_default_config(), Trainer.get_default_config()
     c.merge_from_dict(dict(model_type='gpt-nano', vocab_size=11, block_size=6))
     t.merge_from_dict(dict(device='cpu', max_iters=4, batch_size=4, log_every=1, progress=False) | kw)
-    return Trainer(t, model or GPT(c), data or Squares(), evaluate)
+    return Trainer(t, GPT(c) if model is None else model, data or Squares(), evaluate)
 
 
 IMPOSSIBLE = [
@@ -130,3 +135,115 @@ def test_numpys_numbers_and_whole_floats_are_numbers(tmp_path):
                            embd_pdrop=np.float32(0.)))
     save_model(GPT(c), tmp_path/'model')
     assert json.loads((tmp_path/'model'/'config.json').read_text())['vocab_size'] == 11 and load_model(tmp_path/'model')[0].config.n_embd == 8
+
+
+def ran(*args, **kw):
+    t = new_trainer(*args, **kw)
+    set_seed(2)
+    t.run()
+    return t
+
+
+class Stories(list):
+    "Rows of ids with a question at the start that is not to be predicted, as one kind of item or the other."
+    def __init__(self, item): super().__init__(item((torch.arange(i, i + 7) ** 2 % 11), 2 + i % 3) for i in range(30))
+
+
+def pair(ids, question):
+    y = ids[1:].clone()
+    y[:question - 1] = -1
+    return ids[:-1], y
+
+
+def hugging(kind, dtype):
+    def item(ids, question):
+        labels = ids.clone()
+        labels[:question] = -100
+        return dict(input_ids=kind(ids.to(dtype)), labels=kind(labels.to(dtype)), attention_mask=kind(torch.ones_like(ids)))
+    return item
+
+
+@pytest.mark.parametrize('kind, dtype', [(torch.Tensor.tolist, torch.int64), (torch.clone, torch.int32), (torch.Tensor.numpy, torch.int16)])
+def test_items_of_hugging_faces_data_sets(kind, dtype):
+    data = Stories(hugging(kind, dtype))
+    want, got = ran(Stories(pair), Stories(pair)), ran(data, data)
+    assert got.history == want.history and 'eval_loss' in got.history[-1]
+
+
+def test_minus_100_is_nothing_to_predict():
+    def marked(ids, question):
+        x, y = pair(ids, question)
+        return x, y.masked_fill(y == -1, -100)
+    assert ran(Stories(marked)).history == ran(Stories(pair)).history
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self): return iter(Squares())
+
+
+@pytest.mark.parametrize('data', [Stream(), (i for i in range(9)), type('Endless', (), {'__getitem__': lambda self, i: i})()])
+def test_streams_are_told_what_to_do(data):
+    with pytest.raises(ValueError, match=r'train_dataset, \w+, has no length or no items by number.*make a list of what it gives, or write its ids to a token file'): new_trainer(data)
+    with pytest.raises(ValueError, match='eval_dataset, '): new_trainer(Squares(), data)
+
+
+def test_held_out_data_with_a_vocabulary_of_its_own(tmp_path):
+    block = CfgNode(block_size=6)
+    train, same_ids = CharDataset(block, 'abcdefgh' * 9), CharDataset(block, 'stuvwxyz' * 9)
+    own, right = CharDataset(block, 'bcdefgh' * 9), CharDataset(block, 'bcdefgh' * 9, train.tokenizer)
+    in_file = TokenDataset(write_tokens(tmp_path/'ids', ['bcdefgh' * 9], own.tokenizer).path, 6)
+    for held in own, same_ids, in_file:
+        with pytest.raises(ValueError, match='eval_dataset has another tokenizer than train_dataset'): new_trainer(train, held)
+        with pytest.raises(ValueError, match='another tokenizer'): new_trainer(train).eval(held)
+    new_trainer(train, right).eval(TokenDataset(right.ids, 6, CharTokenizer.from_text('abcdefgh')))
+
+
+@pytest.mark.parametrize('value', [-1, -100])
+def test_held_out_data_without_targets_are_found_before_the_first_step(value):
+    held = [(x, torch.full_like(x, value)) for x, _ in (Squares()[i] for i in range(9))]
+    t = new_trainer(Squares(), held)
+    with pytest.raises(ValueError, match='eval_dataset has nothing to predict: all its targets are -1'): t.run()
+    assert t.iter_num == 0 and t.optimizer is None
+    with pytest.raises(ValueError, match='nothing to predict'): t.eval()
+
+
+def same_weights(a, b): return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def gpt():
+    set_seed(1)
+    c = GPT.get_default_config()
+    c.merge_from_dict(dict(model_type=None, n_layer=1, n_head=1, n_embd=8, vocab_size=11, block_size=6))
+    return GPT(c)
+
+
+def compiled(model): return torch.compile(model, backend='eager')
+
+
+@pytest.fixture
+def world_of_one():
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('wrap', [compiled, nn.parallel.DistributedDataParallel, lambda m: nn.parallel.DistributedDataParallel(compiled(m)),
+                                  lambda m: compiled(nn.parallel.DistributedDataParallel(m))], ids=['compiled', 'DDP', 'compiled in DDP', 'DDP compiled'])
+def test_a_wrapped_model_is_saved_under_plain_names(wrap, tmp_path, world_of_one):
+    given = wrap(gpt())
+    t = ran(model=given, work_dir=str(tmp_path), checkpoint_every=4)
+    assert given in (t.engine.net, getattr(t.engine.net, 'module', None))     # not the model inside, with the wrapper gone
+    plain = ran(model=gpt())
+    assert [r['loss'] for r in t.history] == pytest.approx([r['loss'] for r in plain.history], abs=1e-5)
+    assert t.model.state_dict().keys() == gpt().state_dict().keys()
+    assert same_weights(load_model(t.checkpoint)[0], t.model)
+    again = new_trainer(model=gpt())
+    again.load_checkpoint(t.checkpoint)
+    assert same_weights(again.model, t.model) and again.iter_num == 4
+    save_model(t.model, tmp_path/'model')
+    assert same_weights(load_model(tmp_path/'model')[0], t.model)
+
+
+def test_a_model_without_an_optimizer_says_so_before_the_first_step():
+    t = new_trainer(model=nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r'Linear has no configure_optimizers\(config\): give the trainer an `optimizer`'): t.run()
