@@ -10,7 +10,7 @@ __all__ = ['add_columns', 'to_digits', 'with_answers', 'split_listed', 'hash_row
            'report', 'main']
 
 # %% ../nbs/04_adder.ipynb #9f9f465d
-import itertools, sys
+import itertools, math, sys
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
@@ -161,12 +161,21 @@ def accuracy(model:GPT, data, max_items:int=None) -> float:
 def add(model:GPT, a:int, b:int) -> int:
     "The model's answer to a + b. `ValueError` for numbers that it has no places for."
     n = model.block_size // 3
-    for number in a, b:
-        if not isinstance(number, int) or not 0 <= number < 10**n:
-            raise ValueError(f'this model adds integers of up to {n} digits, from 0 to {10**n - 1}, got {number!r}')
-    question = torch.tensor([[int(d) for d in f'{a:0{n}}{b:0{n}}']], device=next(model.parameters()).device)
+    a, b = (_operand(number, n) for number in (a, b))
+    question = [[int(digit) for digit in f'{a:0{n}}{b:0{n}}']]
+    question = torch.tensor(question, device=next(model.parameters()).device)
     answer = model.generate(question, n + 1)[0, 2 * n:].flip(0)   # highest digit first
     return int(''.join(map(str, answer.tolist())))
+
+def _operand(number, n):
+    try:
+        value = as_integer('number', number, low=0)
+    except ValueError:
+        value = math.inf
+    if value < 10**n:
+        return value
+    raise ValueError(f'this model adds integers of up to {n} digits, from 0 to {10**n - 1}, '
+                     f'got {number!r}')
 
 # %% ../nbs/04_adder.ipynb #6dc3bf30
 def get_config() -> CfgNode:

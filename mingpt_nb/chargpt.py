@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 # %% ../nbs/06_chargpt.ipynb #25c0e5f1
 from .adder import cpu_threads
 from .bpe import CharTokenizer
+from .checks import as_integer, check_sampling
 from .data import DownloadError, TokenDataset, bits_per_character, english, fetch, id_dtype, read_pieces, split, write_ids
-from .model import GPT, check_sampling
+from .model import GPT
 from .trainer import Trainer, save_model
 from .utils import CfgNode, ConfigError, cli, pick_dtype, set_seed, setup_logging
 
@@ -203,11 +204,13 @@ def write_text(
     seed:int=0,
     **how, # temperature, top_k, top_p, as in `GPT.generate`
 ) -> str:
-    "The prompt, and how the model continues it. `ValueError` names a character that the vocabulary lacks."
+    "The prompt, and how the model continues it. `ValueError` for a character that it lacks."
     prompt = prompt or ('\n' if '\n' in tokenizer.stoi else tokenizer.chars[0])
     device = next(model.parameters()).device
+    length, seed = as_integer('length', length, low=0), as_integer('seed', seed)
+    generator = torch.Generator(device).manual_seed(seed)
     idx = torch.tensor([tokenizer.encode(prompt)], device=device)          # (1, T)
-    new = model.generate(idx, length, do_sample=True, generator=torch.Generator(device).manual_seed(seed), **how)
+    new = model.generate(idx, length, do_sample=True, generator=generator, **how)
     return tokenizer.decode(new[0].tolist())
 
 # %% ../nbs/06_chargpt.ipynb #e4636431

@@ -281,7 +281,7 @@ def _bfloat16_on_cpu():
     return bool((has.get('avx512_bf16') or has.get('amx_bf16')) and allowed and torch_uses.startswith('AVX512'))
 
 # %% ../nbs/90_utils.ipynb #9a51c0e2
-_evaluating, _lock = {}, threading.Lock()                     # model's id: [blocks, modes before]
+_evaluating, _lock = {}, threading.RLock()                    # model's id: [blocks, modes before]
 
 @contextmanager
 def evaluating(
@@ -291,14 +291,15 @@ def evaluating(
     with _lock:
         if id(model) not in _evaluating:
             _evaluating[id(model)] = [0, _all_eval(model)]
-        _evaluating[id(model)][0] += 1
+        entry = _evaluating[id(model)]
+        entry[0] += 1
     try:
         yield model
     finally:
         with _lock:
-            _evaluating[id(model)][0] -= 1
-            if not _evaluating[id(model)][0]:
-                _restore(_evaluating.pop(id(model))[1])
+            entry[0] -= 1
+            if not entry[0] and _evaluating.pop(id(model), None):
+                _restore(entry[1])
 
 def _all_eval(model):
     modes = [(m, m.training) for m in model.modules()]
