@@ -10,10 +10,10 @@ __all__ = ['DATA', 'SHA256', 'FILE_NAMES', 'as_ids', 'look_up', 'CharTokenizer',
            'merge_long', 'cut_apart', 'han_cut', 'Words', 'merge_tables', 'Vocabulary', 'Merger', 'check_text',
            'slices', 'pick_special', 'Codec', 'find_files', 'write_tokenizer', 'Encoder', 'save_chars',
            'load_tokenizer', 'chars_from_vocab', 'encoder_from_merges', 'get_encoder', 'BPETokenizer', 'known_ids',
-           'word_counts', 'learn_merges', 'train_bpe']
+           'check_fit', 'word_counts', 'learn_merges', 'train_bpe']
 
 # %% ../nbs/00_bpe.ipynb #ad1b685c
-import bz2, hashlib, heapq, json, re
+import bz2, hashlib, heapq, json, re, warnings
 from collections import Counter, defaultdict
 from functools import cached_property, lru_cache
 from itertools import chain, repeat
@@ -499,6 +499,20 @@ def known_ids(
         if isinstance(table, dict): return table.keys()
     size = getattr(tokenizer, 'vocab_size', None)
     return None if size is None else range(size)
+
+# %% ../nbs/00_bpe.ipynb #3501ce68
+def check_fit(
+    tokenizer, # or None
+    vocab_size:int, # of the model
+    folder, # where both come from
+):
+    "`ValueError` if the tokenizer has tokens that the model lacks; if only special ones, a warning."
+    beyond = [i for i in known_ids(tokenizer) or () if i >= vocab_size]
+    if not beyond: return
+    special = getattr(tokenizer, 'special_tokens', {})
+    text = f'{folder}: the tokenizer has id {max(beyond)}, and the model has {vocab_size} tokens'
+    if not set(beyond) <= set(special.values()): raise ValueError(f'{text}: they do not belong together')
+    warnings.warn(f'{text}: the special tokens beyond cannot be used', stacklevel=3)
 
 # %% ../nbs/00_bpe.ipynb #ce8fa6ed
 def word_counts(

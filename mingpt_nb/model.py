@@ -109,7 +109,7 @@ def _apply_preset(c):
     if c.model_type in (None, 'gpt'):
         if len(given) < 3: raise ConfigError(f'give model_type a preset ({", ".join(PRESETS)}) or set all of '
                                              f'n_layer, n_head, n_embd; got model_type={c.model_type!r} and {given or "no sizes"}')
-    elif c.model_type not in PRESETS:
+    elif c.model_type not in [*PRESETS]:
         raise ConfigError(f'unknown model_type {c.model_type!r}; presets: {", ".join(PRESETS)}')
     elif given: raise ConfigError(f'model_type={c.model_type!r} sets the sizes, so {given} must not be given too')
     else: c.merge_from_dict({**PRESETS[c.model_type], 'model_type': 'gpt'})
@@ -130,7 +130,7 @@ def _check_sizes(c):
         if not 0 <= p < 1:
             raise ConfigError(f'{k} must be at least 0 and below 1, got {p}')
         setattr(c, k, p)
-    if c.activation not in ACTIVATIONS:
+    if c.activation not in [*ACTIVATIONS]:
         known = ', '.join(ACTIVATIONS)
         raise ConfigError(f'unknown activation {c.activation!r}; there are: {known}')
     c.layer_norm_epsilon = as_number('layer_norm_epsilon', c.layer_norm_epsilon, ConfigError)

@@ -6,8 +6,8 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/trainer.html.md"""
 
 # %% auto #0
 __all__ = ['CHOICES', 'NO_TARGETS', 'logger', 'as_pair', 'collate', 'batch_indices', 'StepBatches', 'DataError', 'Items',
-           'check_batch', 'lr_at', 'default_config', 'check_config', 'Trainer', 'TrainingDiverged', 'save_model',
-           'load_model']
+           'check_batch', 'lr_at', 'default_config', 'check_config', 'Trainer', 'TrainingDiverged', 'plain_weights',
+           'save_model', 'sized', 'described', 'read_weights', 'fit_weights', 'load_model']
 
 # %% ../nbs/03_trainer.ipynb #e1053f1f
 import builtins, itertools, json, logging, math, os, signal, time, warnings
@@ -16,17 +16,19 @@ from collections.abc import Mapping
 from pathlib import Path
 import numpy as np
 import torch
-from safetensors.torch import load_model as load_weights, save_model as save_weights
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 from tqdm import tqdm
 
 # %% ../nbs/03_trainer.ipynb #2b42aa6b
-from .bpe import load_tokenizer
+from .bpe import check_fit, load_tokenizer
 from .checks import as_integer, as_number
 from .data import tokenizer_print
-from .model import GPT
+from .files import about, misfits, read_json, write_model
+from .model import GPT, count_params, resolve_config
 from .utils import (CfgNode, ConfigError, RunError, evaluating, machine_memory,
-                             most_workers, patch, pick_device, set_seed, unwrap)
+                             most_workers, patch, pick_device, plain_name, set_seed, unwrap)
 
 # %% ../nbs/03_trainer.ipynb #00c618ee
 def as_pair(
@@ -443,41 +445,89 @@ def plot(self:Trainer, chance:float=None): # draw a line at this loss, e.g. ln(v
     return fig
 
 # %% ../nbs/03_trainer.ipynb #bb1e58a8
-def _write(path, write):
-    "Call `write(temporary)` and rename the result to `path`: a reader sees the old file or the new one, never a part."
-    part = path.with_name(path.name + '.part')
-    write(part)
-    part.replace(path)
+def plain_weights(
+    model:GPT, # wrapped or not
+) -> dict:
+    "The weights by the names that they have without wrappers; one matrix for both if the head is tied."
+    weights = {plain_name(name): t.contiguous() for name, t in model.state_dict().items()}
+    model = unwrap(model)
+    if model.lm_head.weight is model.transformer.wte.weight: del weights['transformer.wte.weight']
+    return weights
 
 def save_model(
     model:GPT,
     folder, # made if it is not there
     tokenizer=None, # anything with `save(folder)`, as in chapter 00
 ):
-    "Write model.safetensors, config.json and the tokenizer's files into `folder`."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer is not None: tokenizer.save(folder)
-    config = {'format': 'mingpt_nb', **model.config.to_dict()}
-    _write(folder/'config.json', lambda p: p.write_text(json.dumps(config, indent=2), encoding='utf-8'))
-    _write(folder/'model.safetensors', lambda p: save_weights(model, str(p)))
+    """Write model.safetensors, config.json and the tokenizer's files into `folder`, in place of a model that was there.
+    `ValueError` if it is a checkpoint, which that would damage."""
+    config = {'format': 'mingpt_nb', **unwrap(model).config.to_dict()}
+    def write(part):
+        if tokenizer is not None: tokenizer.save(part)
+        (part/'config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
+        save_file(plain_weights(model), part/'model.safetensors')
+    write_model(folder, write)
 
 # %% ../nbs/03_trainer.ipynb #0fec2cfb
+def sized(
+    config:dict, # fields of a model's config, from a file
+    size:int, # bytes of its weights
+) -> CfgNode:
+    "The config, checked. `ValueError` if it makes no sense, or describes more numbers than there can be."
+    with torch.device('meta'): c = resolve_config(CfgNode(**config))
+    if type(c.tie_weights) is not bool: raise ValueError(f'tie_weights must be true or false, got {c.tie_weights!r}')
+    numbers = count_params(c)
+    if numbers > size: raise ValueError(f'it describes a model of {numbers:,} numbers, and there are {size:,} bytes of weights')
+    return c
+
+def described(weights:dict) -> dict:
+    "Name -> shape, with the type where it is not a float: what `misfits` compares."
+    return {n: tuple(t.shape) if t.is_floating_point() else f'{tuple(t.shape)} of {t.dtype}' for n, t in weights.items()}
+
+def read_weights(
+    path, # a file of safetensors, as `save_model` writes it
+) -> dict: # name -> tensor
+    "The weights, by the names that they have without wrappers. `ValueError` names the file if it is damaged."
+    try: found = load_file(path)
+    except (SafetensorError, ValueError, RuntimeError) as e: raise ValueError(f'{path} is damaged or incomplete: {e}') from e
+    weights = {}
+    for name, t in found.items():
+        if plain_name(name) in weights: raise ValueError(f'{path} holds {plain_name(name)} twice')
+        weights[plain_name(name)] = t
+    return weights
+
+def fit_weights(
+    model:GPT, # wrapped or not
+    weights:dict, # as from `read_weights`
+    path, # where they come from, for the message
+):
+    "Fill the model. `ValueError` says what is missing, unexpected or of another shape; then nothing is changed."
+    model, weights, tied = unwrap(model), dict(weights), ['lm_head.weight', 'transformer.wte.weight']
+    if model.lm_head.weight is model.transformer.wte.weight:
+        for a, b in tied, tied[::-1]:
+            if a in weights: weights.setdefault(b, weights[a])
+    want = described({plain_name(n): t for n, t in model.state_dict().items()})
+    if wrong := misfits(want, described(weights)): raise ValueError(f'{path} does not hold the weights that the config describes. {wrong}')
+    with about(path): model.load_state_dict(weights)
+
+# %% ../nbs/03_trainer.ipynb #ca9d5377
 def load_model(
     folder, # as `save_model` wrote it
     device='cpu', # 'auto', 'cpu', 'cuda', ...
 ): # -> (model, tokenizer), tokenizer None if none was saved
-    "The model, in eval mode, and its tokenizer. `FileNotFoundError` or `ValueError` say what is missing or foreign."
-    folder = Path(folder)
+    "The model, in eval mode, and its tokenizer. `FileNotFoundError` or `ValueError` say which file is missing, damaged or foreign."
+    folder, device = Path(folder), pick_device(device)
     for name in 'config.json', 'model.safetensors':
         if not (folder/name).is_file(): raise FileNotFoundError(f'no {name} in {folder}: not a folder that save_model wrote')
-    config = json.loads((folder/'config.json').read_text(encoding='utf-8'))
+    config = read_json(folder/'config.json')
     if config.pop('format', None) != 'mingpt_nb': raise ValueError(f'{folder/"config.json"} was not written by save_model')
-    model = GPT(CfgNode(**config))
-    load_weights(model, str(folder/'model.safetensors'))
+    weights = read_weights(folder/'model.safetensors')
+    with about(folder/'config.json'): model = GPT(sized(config, sum(t.nbytes for t in weights.values())))
+    fit_weights(model, weights, folder/'model.safetensors')
     try: tokenizer = load_tokenizer(folder)
     except FileNotFoundError: tokenizer = None
-    return model.to(pick_device(device)).eval(), tokenizer
+    if tokenizer is not None: check_fit(tokenizer, model.config.vocab_size, folder)
+    return model.to(device).eval(), tokenizer
 
 # %% ../nbs/03_trainer.ipynb #3ab5418b
 @patch
