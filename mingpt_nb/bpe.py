@@ -9,8 +9,8 @@ __all__ = ['DATA', 'SHA256', 'FILE_NAMES', 'as_ids', 'look_up', 'CharTokenizer',
            'read_data', 'read_merges', 'unicode_ranges', 'char_class', 'splitter', 'split_words', 'merge_short',
            'merge_long', 'cut_apart', 'han_cut', 'Words', 'merge_tables', 'Vocabulary', 'Merger', 'check_text',
            'slices', 'pick_special', 'Codec', 'find_files', 'write_tokenizer', 'Encoder', 'save_chars',
-           'load_tokenizer', 'chars_from_vocab', 'encoder_from_merges', 'get_encoder', 'BPETokenizer', 'known_ids',
-           'check_fit', 'word_counts', 'learn_merges', 'train_bpe']
+           'load_tokenizer', 'check_whole', 'chars_from_vocab', 'encoder_from_merges', 'get_encoder', 'BPETokenizer',
+           'known_ids', 'check_fit', 'word_counts', 'learn_merges', 'train_bpe']
 
 # %% ../nbs/00_bpe.ipynb #ad1b685c
 import bz2, hashlib, heapq, json, re, warnings
@@ -445,7 +445,13 @@ def load_tokenizer(
         with about(vocab): return chars_from_vocab(table)
     text = read_text(merges)
     with about(merges): pairs = read_merges(text)
-    with about(f'{vocab} with {merges.name}'): return Encoder(table, pairs)
+    with about(f'{vocab} with {merges.name}'): return check_whole(Encoder(table, pairs))
+
+def check_whole(encoder:Encoder) -> Encoder:
+    "`ValueError` if a word with its space has no merge: a list that is cut short would make it a special token, in silence."
+    lost = [t for t in encoder.special_tokens if t.startswith('Ġ')]
+    if lost: raise ValueError(f'no merge makes {lost[0]!r}: is the list of merges cut short?')
+    return encoder
 
 def chars_from_vocab(table:dict) -> CharTokenizer:
     "The tokenizer with these ids for its characters. `ValueError` if they are not in the characters' order."

@@ -85,7 +85,8 @@ def read_tensors(
     while True:
         try: name, t = next(tensors)
         except StopIteration: return
-        except _DAMAGED as e:
+        except (*_DAMAGED, OSError) as e:
+            if getattr(e, 'filename', None): raise               # not there, or not to be read
             what = str(e).partition('\n')[0]
             raise ValueError(f'{path} is damaged or incomplete: {type(e).__name__}: {what}') from e
         yield name, t
@@ -96,7 +97,9 @@ def _from_safetensors(path):
         with safe_open(path, 'pt') as f: yield name, f.get_tensor(name)
 
 def _from_pickle(path):
-    found = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')                          # about pickles that are none; what is wrong is said below
+        found = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     if not isinstance(found, dict): raise ValueError(f'expected names and tensors, found {type(found).__name__}')
     for name, t in found.items():
         if not isinstance(name, str) or not isinstance(t, torch.Tensor): raise ValueError(f'{name!r} is no tensor with a name')

@@ -1,6 +1,8 @@
 """GPT-2 checkpoints of many shapes against transformers: in, out, refused, in little memory, and from the command line."""
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -446,3 +448,149 @@ def test_perplexity_against_transformers(tmp_path):
                 break
         assert gpt2.perplexity(ours, x, stride) == pytest.approx(torch.tensor(total / 49).exp().item(), rel=1e-4)
     assert gpt2.perplexity(ours, x[:10]) == pytest.approx(ours(x[None, :9], x[None, 1:10])[1].exp().item(), rel=1e-5)
+
+
+# ---- folders that hold something else ------------------------------------------------------------------------------
+
+def tiny(**kwargs):
+    c = GPT.get_default_config()
+    c.merge_from_dict(dict(model_type='gpt', n_layer=1, n_head=1, n_embd=8, vocab_size=300, block_size=8) | kwargs)
+    return GPT(c).eval()
+
+
+@pytest.fixture(scope='module')
+def words():
+    return mingpt_nb.bpe.train_bpe('the cat sat on the mat and the dog sat on the log. ' * 9, 300)
+
+
+NOT_THEM = {
+    'nothing': b'', 'cut': None, 'a page': b'<html><body>404 Not Found</body></html>', 'noise': bytes(range(128, 256)) * 9,
+    'null': b'null', 'a list': b'[1, 2]', 'text': b'"gpt2"', 'empty': b'{}', 'nested': b'[' * 50_000, 'utf-16': '{"a": 1}'.encode('utf-16'),
+    'words': b'{"a": "b"}', 'numbers': b'{"a": 1.5, "b": -3, "model_type": 7, "format": [], "weight_map": 3, "model": 1}',
+    'odd sizes': b'{"format": "mingpt_nb", "n_layer": "1", "n_head": null, "model_type": "gpt2", "n_embd": 1e400, "vocab_size": [3]}',
+    'huge': b'{"format": "mingpt_nb", "n_layer": 100000000000, "n_head": 1, "n_embd": 1, "vocab_size": 1, "block_size": 1}',
+    'huge gpt2': b'{"model_type": "gpt2", "n_layer": 100000000000, "n_head": 1, "n_embd": 1, "vocab_size": 1, "n_positions": 1}',
+}
+
+
+@pytest.mark.parametrize('save', [save_model, gpt2.save_pretrained, 'bin', 'shards'], ids=str)
+def test_a_damaged_file_is_named(tmp_path, words, save, capsys):
+    "Whatever is in a file of a folder: one line that names the file, from every function and command that reads it."
+    from mingpt_nb.checkpoints import export
+    model, sound, folder = tiny(), tmp_path/'sound', tmp_path/'m'
+    (gpt2.save_pretrained if isinstance(save, str) else save)(model, sound, words)
+    if save == 'bin':
+        torch.save(load_file(sound/'model.safetensors'), sound/'pytorch_model.bin')
+        (sound/'model.safetensors').unlink()
+    if save == 'shards':
+        shutil.rmtree(sound)
+        model.to_hf().save_pretrained(sound, max_shard_size='5KB')
+        words.save(sound)
+        (sound/'generation_config.json').unlink()
+    if save == 'tokenizer.json':
+        transformers.GPT2Tokenizer.from_pretrained(sound).save_pretrained(sound)
+        (sound/'vocab.json').unlink(), (sound/'merges.txt').unlink(), (sound/'tokenizer_config.json').unlink()
+    assert gpt2.load(sound, 'cpu')[0].config.vocab_size == 300
+    for path in sorted(sound.iterdir()):
+        for what, content in NOT_THEM.items():
+            if path.suffix == '.txt' and what in ('nothing', 'null', 'text', 'empty', 'nested'):
+                continue                                         # no merges, or a line of one word: other tests
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(sound, folder)
+            raw = path.read_bytes()
+            (folder/path.name).write_bytes(raw[:len(raw) // 2] if content is None else content)
+            for read in gpt2.load, export if save is save_model else gpt2.load:
+                with pytest.raises((ValueError, OSError)) as e:
+                    read(folder, tmp_path/'out') if read is export else read(folder, 'cpu')
+                assert '\n' not in str(e.value) and (path.name in str(e.value) or f'{folder}' in str(e.value)), (path.name, what, str(e.value))
+            assert not (tmp_path/'out').exists()
+    for command in ['generate', f'--model={folder}', 'the cat'], ['export', str(folder), str(tmp_path/'out')]:
+        with pytest.raises(SystemExit) as e:
+            mingpt_nb.utils.cli(command)
+        assert str(e.value).startswith(f'mingpt-nb {command[0]}: ') and '\n' not in str(e.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, words):
+    for save in save_model, gpt2.save_pretrained:
+        save(tiny(), tmp_path/'m', words)
+        for path in [*tmp_path.glob('m/*.json'), tmp_path/'m'/'merges.txt']:
+            path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'\r\n'))
+        model, tokenizer = gpt2.load(tmp_path/'m', 'cpu')
+        assert tokenizer.encoder == words.encoder and tokenizer.bpe_ranks == words.bpe_ranks and model.config.n_embd == 8
+
+
+def test_what_a_folder_holds_is_what_was_saved(tmp_path, words):
+    "Every pair of savings over each other, with three kinds of tokenizers or none, in both formats."
+    from mingpt_nb.trainer import load_model
+    kinds = [None, CharTokenizer('abcd'), CharTokenizer('abcdefgh'), words]
+    load = {save_model: load_model, gpt2.save_pretrained: lambda f: (GPT.from_pretrained(f), gpt2.read_tokenizer(f))}
+    for first in kinds:
+        for second in kinds:
+            for old, new in ((a, b) for a in load for b in load):
+                old(tiny(), tmp_path/'m', first)
+                model = tiny(vocab_size=second.vocab_size if second else 5)
+                new(model, tmp_path/'m', second)
+                again, tokenizer = load[new](tmp_path/'m')
+                assert again.config.vocab_size == model.config.vocab_size and type(tokenizer) is type(second)
+                assert second is None or tokenizer.vocab_size == second.vocab_size
+                fresh = tmp_path/'fresh'
+                shutil.rmtree(fresh, ignore_errors=True)
+                new(model, fresh, second)
+                assert sorted(p.name for p in fresh.iterdir()) == sorted(p.name for p in (tmp_path/'m').iterdir())
+
+
+@pytest.mark.parametrize('save', [save_model, gpt2.save_pretrained])
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, save):
+    save(tiny(vocab_size=5), tmp_path)
+    (tmp_path/'vocab.json').write_text(json.dumps(CharTokenizer('abcdefgh').stoi))
+    with pytest.raises(ValueError, match='the tokenizer has id 7, and the model has 5 tokens'):
+        gpt2.load(tmp_path, 'cpu')
+
+
+def test_a_checkpoint_is_not_written_into(tmp_path, capsys):
+    "Not by the command that exports it, and not by a model that is saved there."
+    tokenizer, folder = CharTokenizer('abcde'), tmp_path/'step-00000001'
+    save_model(tiny(vocab_size=5), folder, tokenizer)
+    for name in 'optimizer.pt', 'trainer.json':
+        (folder/name).write_text('{}')
+    sums = [f'{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n' for p in sorted(folder.iterdir())]
+    (folder/'SHA256SUMS').write_text(''.join(sums))
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(SystemExit, match='is a checkpoint, and what is written into it would damage it'):
+        mingpt_nb.utils.cli(['export', str(folder), str(folder)])
+    for write in save_model, gpt2.save_pretrained:
+        with pytest.raises(ValueError, match='is a checkpoint'):
+            write(tiny(vocab_size=5), folder, tokenizer)
+    with pytest.raises(ValueError, match='is a checkpoint'):
+        tokenizer.save(folder)
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+    mingpt_nb.utils.cli(['export', str(folder), str(tmp_path/'out')])
+    assert gpt2.load(tmp_path/'out', 'cpu')[1].chars == tokenizer.chars
+
+
+@pytest.mark.parametrize('kind', ['GPT2ForSequenceClassification', 'GPT2ForTokenClassification', 'GPT2ForQuestionAnswering', 'GPT2DoubleHeadsModel'])
+def test_a_head_beside_the_model_is_named(tmp_path, kind):
+    torch.manual_seed(0)
+    theirs = getattr(transformers, kind)(transformers.GPT2Config(**SMALL | dict(num_labels=1 if 'Double' in kind else 3))).eval()
+    save(theirs, tmp_path)
+    with pytest.warns(UserWarning, match='which is left out: ') as seen:
+        ours = GPT.from_pretrained(tmp_path)
+    heads = [n for n, _ in theirs.named_parameters() if not n.startswith(('transformer.', 'lm_head.'))]
+    assert len(seen) == 1 and heads and all(n in str(seen[0].message) for n in heads)
+    x = ids(theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.hidden(x), theirs.transformer(x).last_hidden_state, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('wrap', [torch.nn.DataParallel, lambda m: torch.compile(m, backend='eager'),
+                                  lambda m: torch.nn.DataParallel(torch.compile(m, backend='eager'))])
+def test_a_wrapped_model_is_saved_as_the_model(tmp_path, words, wrap):
+    for tied in True, False:
+        model = tiny(tie_weights=tied)
+        for save in save_model, gpt2.save_pretrained:
+            save(wrap(model), tmp_path, words)
+            assert not [n for n in load_file(tmp_path/'model.safetensors') if 'module' in n or '_orig_mod' in n]
+            again, _ = gpt2.load(tmp_path, 'cpu')
+            assert again.config.to_dict() == model.config.to_dict()
+            for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
+                assert torch.equal(p, q), name
