@@ -300,6 +300,7 @@ def read_header(path) -> dict:
 class TokenFile:
     "The ids of a token file, 1-D, read where they are indexed. `ValueError` for a damaged file, or one of another tokenizer."
     def __init__(self, path, tokenizer=None): # tokenizer: the one that the ids must be of; None: any
+        self.stamp = _stamp(os.stat(path))
         head = read_header(path)
         if tokenizer and fingerprint(tokenizer) != head['tokenizer']:
             raise ValueError(f'{path} was written with another tokenizer, one of {head["vocab_size"]:,} ids, {head["tokenizer"]}; '
@@ -313,13 +314,20 @@ class TokenFile:
 
     def tolist(self): return self._map().tolist()
 
-    def _map(self): return np.memmap(self.path, self.dtype, 'r', HEADER + self.start * self.dtype.itemsize, (len(self),))
+    def _map(self):
+        with open(self.path, 'rb') as f:
+            if _stamp(os.fstat(f.fileno())) != self.stamp:
+                raise ValueError(f'{self.path} was written anew while it was in use: open it again')
+            start = HEADER + self.start * self.dtype.itemsize
+            return np.memmap(f, self.dtype, 'r', start, (len(self),))
 
     def __getitem__(self, places): # a slice without a step, or what an array takes
         if not isinstance(places, slice) or places.step: return self._map()[places]
         part, (start, stop, _) = copy.copy(self), places.indices(len(self))
         part.start, part.stop = self.start + start, self.start + max(start, stop)
         return part
+
+def _stamp(stat): return stat.st_size, stat.st_mtime_ns
 
 # %% ../nbs/91_data.ipynb #f7e07956
 def write_ids(

@@ -6,13 +6,14 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/utils.html.md"""
 
 # %% auto #0
 __all__ = ['WRAPPERS', 'COMMANDS', 'patch', 'ConfigError', 'RunError', 'plain', 'CfgNode', 'parse_value', 'set_seed',
-           'setup_logging', 'layers', 'unwrap', 'plain_name', 'pick_device', 'most_workers', 'machine_memory',
-           'pick_dtype', 'evaluating', 'need', 'cli']
+           'setup_logging', 'FolderInUse', 'hold', 'layers', 'unwrap', 'plain_name', 'pick_device', 'most_workers',
+           'machine_memory', 'pick_dtype', 'evaluating', 'need', 'cli']
 
 # %% ../nbs/90_utils.ipynb #2ac5c824
-import builtins, difflib, importlib, json, logging, os, random, re, sys, threading
+import builtins, difflib, errno, importlib, json, logging, os, platform, random, re, sys
+import threading, time
 from ast import literal_eval
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from . import __version__
 from .checks import as_python
@@ -188,6 +189,85 @@ def setup_logging(
         (folder/'args.txt').write_text(' '.join(sys.argv), encoding='utf-8')
         (folder/'config.json').write_text(json.dumps(config.to_dict(), indent=4), encoding='utf-8')
     except OSError as e: raise ConfigError(f'cannot write into work_dir={str(folder)!r}: {e.strerror}') from e
+
+# %% ../nbs/90_utils.ipynb #243fda62
+_locks = importlib.import_module('msvcrt' if os.name == 'nt' else 'fcntl')
+_held, _taking = {}, threading.Lock()                         # folder: (process, thread)
+
+class FolderInUse(ConfigError):
+    "Another run works in this folder; the message says which."
+
+@contextmanager
+def hold(
+    folder, # made if it is not there
+):
+    """Within the block the folder is this thread's. `FolderInUse` if it is somebody else's. Of
+    the processes that `torchrun` has started, the first holds it for all."""
+    key, me = os.path.realpath(folder), (os.getpid(), threading.get_ident())
+    if int(os.environ.get('RANK', 0)) or _held.get(key) == me:
+        yield
+        return
+    new = not os.path.exists(key)
+    try:
+        os.makedirs(key, exist_ok=True)
+        file = _take(folder, key, me)
+    except OSError as e:
+        raise ConfigError(f'cannot write into {str(folder)!r}: {e.strerror}') from e
+    try:
+        yield
+    finally:
+        with _taking:
+            del _held[key]
+            with suppress(OSError):                               # Windows: not while it is open
+                os.unlink(file.name)
+            file.close()
+        with suppress(OSError):
+            if new:
+                os.rmdir(key)                                     # if nothing was written
+
+def _take(folder, key, me):
+    says = f'{folder} is in use by another run, {{}}: wait for its end, or take another folder'
+    with _taking:
+        if key in _held and _held[key][0] == me[0]:
+            raise FolderInUse(says.format('in this process'))
+        while True:
+            file = open(os.path.join(key, '.lock'), 'a+', encoding='utf-8')
+            if not _lock_file(file):
+                with file:
+                    raise FolderInUse(says.format(_holder(file)))
+            if _is_there(file):                                   # else its last holder deleted it
+                break
+            file.close()
+        file.truncate(0)
+        since = time.strftime('%Y-%m-%d %H:%M:%S')
+        json.dump(dict(pid=me[0], host=platform.node(), since=since), file)
+        file.flush()
+        _held[key] = me
+    return file
+
+def _lock_file(file): # a lock of the process, which those that it forks do not have
+    try:
+        if os.name == 'nt':
+            os.lseek(file.fileno(), 1 << 20, os.SEEK_SET)     # where nobody reads
+            _locks.locking(file.fileno(), _locks.LK_NBLCK, 1)
+        else:
+            _locks.lockf(file, _locks.LOCK_EX | _locks.LOCK_NB)
+    except OSError as e:
+        return e.errno not in (errno.EACCES, errno.EAGAIN)    # of a disk that cannot lock
+    return True
+
+def _holder(file):
+    try:
+        file.seek(0)
+        return 'process {pid} on {host}, since {since}'.format(**json.load(file))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 'of a process that has not said its name yet'
+
+def _is_there(file):
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except FileNotFoundError:
+        return False
 
 # %% ../nbs/90_utils.ipynb #c84b8fb3
 #: names under which torch keeps the model that it wraps: data parallel, compiled, FSDP, recomputed activations

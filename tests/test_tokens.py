@@ -165,3 +165,16 @@ def test_cutting_changes_no_id(tmp_path_factory, texts, size):
     path = tmp_path_factory.getbasetemp()/'cut.txt'
     path.write_text(joined := ''.join(texts), encoding='utf-8')
     assert [id for piece in _cut(path, size) if piece for id in GPT2.encode(piece)] == GPT2.encode(joined)
+
+
+def test_a_file_that_is_replaced_under_a_data_set_is_noticed(tmp_path):
+    one, other = CharTokenizer('abcdefgh'), CharTokenizer('Zabcdefgh')
+    data = TokenDataset(write_tokens(tmp_path/'ids', ['abcdefgh' * 9], one), 8)
+    before, part = data[0][0].tolist(), split(data.ids, (1, 1))[1]
+    os.utime(tmp_path/'ids', ns=(0, 0))                             # so that the clock of the disk is fine enough
+    data = TokenDataset(tmp_path/'ids', 8)
+    held = split(data.ids, (1, 1))[1]
+    write_tokens(tmp_path/'ids', ['abcdefgh' * 9], other)           # as many bytes, and other ids
+    for read in (lambda: data[0], lambda: data.__getitems__([1, 2]), lambda: held[0], lambda: part[:4].tolist()):
+        with pytest.raises(ValueError, match='ids was written anew while it was in use: open it again'): read()
+    assert TokenDataset(tmp_path/'ids', 8)[0][0].tolist() == [i + 1 for i in before]
