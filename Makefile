@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 META := settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test chapters check portable avx2 bench docs smalldocs preview readme outputs clean
+.PHONY: demo test chapters check twice portable avx2 bench docs smalldocs preview readme outputs clean
 
 demo: .venv/demo  ## train a GPT to add, and test it
 	$(BIN)/mingpt-nb adder
@@ -25,15 +25,20 @@ check: .venv/dev  ## after make test: did the chapters print what the pages show
 	@test -d $(RUN) || { echo "run 'make test' first" >&2; exit 1; }
 	$(BIN)/python -m mingpt_nb.book check nbs $(RUN)
 
+twice: export OMP_NUM_THREADS = 1
+twice: .venv/dev  ## does each chapter also run a second time in the same kernel?
+	$(BIN)/pytest -q -m slow
+
 # What torch, oneDNN and MKL may use of the processor: as if it had AVX2 and no more, or SSE and no more.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-portable:  ## all chapters as on three kinds of processors: do the pages hold on each?
+portable:  ## all chapters as on three kinds of processors, and twice: do the pages hold on each?
 	$(MAKE) chapters check
 	$(AVX2) $(MAKE) chapters check RUN=_run-avx2
 	$(SSE) $(MAKE) chapters check RUN=_run-sse
 	$(BIN)/python -m mingpt_nb.book needed nbs _run _run-avx2 _run-sse
+	$(MAKE) twice
 
 # Chapters that train, as on a processor with AVX2 and no more.
 avx2:
