@@ -7,7 +7,7 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/adder.html.md"""
 # %% auto #0
 __all__ = ['add_columns', 'to_digits', 'with_answers', 'split_listed', 'hash_rows', 'is_test', 'draw_questions',
            'AdditionDataset', 'right_digits', 'accuracy', 'add', 'get_config', 'run_length', 'build', 'cpu_threads',
-           'report', 'main']
+           'report', 'save_plot', 'prepare', 'main']
 
 # %% ../nbs/04_adder.ipynb #9f9f465d
 import itertools, math, sys
@@ -21,7 +21,9 @@ from torch.utils.data import Dataset
 from .checks import as_integer
 from .model import GPT
 from .trainer import Trainer, collate, save_model
-from .utils import CfgNode, ConfigError, cli, most_workers, set_seed, setup_logging
+from .files import as_path
+from .utils import (CfgNode, ConfigError, cli, make_folder, most_workers, say, set_seed,
+                             setup_logging)
 
 # %% ../nbs/04_adder.ipynb #776a75d6
 def add_columns(
@@ -180,8 +182,10 @@ def _operand(number, n):
 # %% ../nbs/04_adder.ipynb #6dc3bf30
 def get_config() -> CfgNode:
     "The settings of `main`: system, data, model, trainer. Steps and batch size are None: `run_length` will say."
-    c = CfgNode(system=CfgNode(seed=1337, work_dir='./out/adder', threads=1), data=AdditionDataset.get_default_config(),
+    system = CfgNode(seed=1337, work_dir='./out/adder', threads=1).freeze(work_dir=Path, threads=int | None)
+    c = CfgNode(system=system, data=AdditionDataset.get_default_config(),
                 model=GPT.get_default_config(), trainer=Trainer.get_default_config()).freeze()
+    c.trainer.freeze(batch_size=int | None)
     c.model.merge_from_dict(dict(model_type='gpt-nano', embd_pdrop=0., resid_pdrop=0., attn_pdrop=0.))
     c.trainer.merge_from_dict(dict(learning_rate=4e-3, lr_schedule='cosine', warmup_iters=50, batch_size=None, eval_every=50))
     return c
@@ -194,6 +198,8 @@ def run_length(ndigit:int) -> tuple: # (steps, batch size)
 def build(config) -> Trainer: # as `get_config` makes it; the fields that follow from the data are filled in
     "Seed everything, make data and model, and return the trainer, not yet run; the test problems are its `eval_dataset`."
     set_seed(config.system.seed)
+    if config.data.ndigit > 1000: # attention compares all the 3n digits of a sum with each other
+        raise ConfigError(f'ndigit must be 1000 or less, got {config.data.ndigit:,}')
     train, test = (AdditionDataset(config.data, split) for split in ('train', 'test'))
     config.model.vocab_size, config.model.block_size = train.get_vocab_size(), train.get_block_size()
     steps, batch_size = run_length(config.data.ndigit)
@@ -221,32 +227,60 @@ def report(
     folder, # where the folder `model` and the picture of the run go
 ):
     "Print the accuracy on the held-out problems and ten answers; write the folder `model` and training.png."
-    model, data = trainer.model, trainer.eval_dataset
+    model, data, folder = trainer.model, trainer.eval_dataset, as_path(folder)
+    save_model(model, folder/'model')
     right = right_digits(model, data).all(1)
-    print(f'{right.sum()} of {len(right)} held-out problems right ({right.float().mean():.1%})')
+    say(f'{right.sum()} of {len(right)} held-out problems right ({right.float().mean():.1%})')
     for x, _ in map(data.__getitem__, range(10)):
         a, b = (int(''.join(map(str, digits.tolist()))) for digits in x[:2 * data.config.ndigit].chunk(2))
         answer = add(model, a, b)
-        print(f'{a} + {b} = {answer}', 'right' if answer == a + b else f'WRONG, it is {a + b}')
-    model_folder, picture = Path(folder)/'model', Path(folder)/'training.png'
-    save_model(model, model_folder)
-    print(f'model: {model_folder}')
-    try: trainer.plot(chance=float(np.log(10))).savefig(picture)
-    except ImportError as e: return print(f'no picture of the training: {e}')
-    print(f'training: {picture}')
+        say(f'{a} + {b} = {answer}', 'right' if answer == a + b else f'WRONG, it is {a + b}')
+    say(f'model: {folder/"model"}')
+    save_plot(trainer, folder, chance=float(np.log(10)))
+
+def save_plot(trainer, folder, chance:float):
+    "Write training.png, or say why there is none."
+    picture = as_path(folder)/'training.png'
+    try:
+        trainer.plot(chance=chance).savefig(picture)
+    except ImportError as e:
+        return say(f'no picture of the training: {e}')
+    say(f'training: {picture}')
 
 # %% ../nbs/04_adder.ipynb #b9a42a8c
+def prepare(
+    config, # of a command: system, data, model, trainer
+    build, # function: `build(config)` is the trainer
+) -> Trainer:
+    "The trainer, and the folders of its run. `ConfigError` for whatever would stop the run later."
+    given = {k: getattr(config.model, k) for k in ('vocab_size', 'block_size')}
+    config.trainer.work_dir = config.trainer.work_dir or config.system.work_dir
+    try:
+        trainer = build(config)
+    except OSError as e:
+        raise ConfigError(f'{e.filename}: {e.strerror}' if e.strerror else str(e)) from e
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    for name, value in given.items():
+        decided = getattr(config.model, name)
+        if value not in (None, decided):
+            raise ConfigError(f'model.{name} follows from the data: it is {decided}, not {value}')
+    for name in 'model', 'training.png': # what stands in the way of the results is better found now
+        place = make_folder(config.system.work_dir)/name
+        if place.exists() and place.is_dir() != (name == 'model'):
+            raise ConfigError(f'{place} is in the way of what the run will write there: move it')
+    make_folder(config.trainer.work_dir, 'trainer.work_dir')
+    setup_logging(config)
+    return trainer
+
 def main(
     args:list=None, # default: `sys.argv[1:]`
 ) -> Trainer:
     "Train a GPT to add, and test it: `--data.ndigit=3`, and any other field of `get_config`. Returns the trainer."
     config = get_config()
     config.merge_from_args(sys.argv[1:] if args is None else args)
-    config.trainer.work_dir = config.trainer.work_dir or config.system.work_dir
-    try: trainer = build(config)
-    except ValueError as e: raise ConfigError(str(e)) from e
-    print(config)
-    setup_logging(config)
+    trainer = prepare(config, build)
+    say(config)
     with cpu_threads(config.system.threads):
         trainer.run()
         report(trainer, config.system.work_dir)

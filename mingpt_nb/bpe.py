@@ -21,7 +21,7 @@ from pathlib import Path
 
 # %% ../nbs/00_bpe.ipynb #f29f3c01
 import mingpt_nb
-from .files import TOKENIZER_FILES, about, read_text, read_vocab, write_model
+from .files import TOKENIZER_FILES, about, as_path, read_text, read_vocab, write_model
 
 # %% ../nbs/00_bpe.ipynb #7c04e1a2
 def as_ids(
@@ -388,7 +388,7 @@ def find_files(
     folder, # where a tokenizer was saved
 ) -> tuple:
     "Paths of the vocabulary and the merges, `None` for what is not there: Hugging Face's names first, then OpenAI's."
-    folder = Path(folder)
+    folder = as_path(folder)
     for names in FILE_NAMES:
         if all((folder/name).exists() for name in names): return folder/names[0], folder/names[1]
     return (folder/'vocab.json' if (folder/'vocab.json').exists() else None), None

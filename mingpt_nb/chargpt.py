@@ -17,13 +17,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 # %% ../nbs/06_chargpt.ipynb #25c0e5f1
-from .adder import cpu_threads
+from .adder import cpu_threads, prepare, save_plot
 from .bpe import CharTokenizer
 from .checks import as_integer, check_sampling
 from .data import DownloadError, TokenDataset, bits_per_character, english, fetch, id_dtype, read_pieces, split, write_ids
 from .model import GPT
 from .trainer import Trainer, save_model
-from .utils import CfgNode, ConfigError, cli, pick_dtype, set_seed, setup_logging
+from .files import as_path, expand
+from .utils import CfgNode, ConfigError, cli, pick_dtype, say, set_seed
 
 # %% ../nbs/06_chargpt.ipynb #7be84070
 def code_points(text:str) -> np.ndarray:
@@ -65,9 +66,11 @@ class CharDataset(TokenDataset, Dataset):
 def file_tokenizer(path) -> CharTokenizer:
     "A tokenizer with the characters of the file. `ValueError` if it is empty or not UTF-8."
     seen = np.zeros(0x110000, dtype=bool)
-    for piece in read_pieces(path): seen[code_points(piece)] = True
-    if not seen.any(): raise ValueError(f'{path} is empty')
-    return CharTokenizer(map(chr, seen.nonzero()[0]))
+    for piece in read_pieces(path):
+        seen[code_points(piece)] = True
+    return CharTokenizer(map(chr, seen.nonzero()[0] if seen.any() else _empty(path)))
+
+def _empty(path): raise ValueError(f'{path} is empty')
 
 # %% ../nbs/06_chargpt.ipynb #0f731987
 def encode_file(
@@ -83,10 +86,20 @@ def encode_file(
 def get_config() -> CfgNode:
     "The settings of `main`: system, text, data, sample, model, trainer."
     c = CfgNode(
-        system=CfgNode(seed=3407, work_dir='./out/chargpt', threads=None, muon=True),   # threads None: torch's choice; see `muon_optimizer`
-        text=CfgNode(file='', map_above=1 << 28),                    # '': tiny Shakespeare; of larger files the ids stay on disk
+        system=CfgNode(
+            seed=3407, work_dir='./out/chargpt',
+            threads=None,                                            # None: torch's choice
+            muon=True,                                               # see `muon_optimizer`
+        ).freeze(work_dir=Path, threads=int | None),
+        text=CfgNode(
+            file='',                                                 # '': tiny Shakespeare
+            map_above=1 << 28,                                       # of larger files the ids stay on disk
+        ).freeze(file=Path | None),
         data=CharDataset.get_default_config(),
-        sample=CfgNode(prompt='', length=200, temperature=0.8, top_k=None, top_p=None),  # prompt '': a new line
+        sample=CfgNode(
+            prompt='',                                               # '': a new line
+            length=200, temperature=0.8, top_k=None, top_p=None,
+        ).freeze(top_k=int | None, top_p=float | None),
         model=GPT.get_default_config(), trainer=Trainer.get_default_config()).freeze()
     c.model.model_type = 'gpt-mini'
     c.trainer.merge_from_dict(dict(max_iters=2000, learning_rate=6e-3, lr_schedule='cosine', warmup_iters=100,
@@ -98,14 +111,20 @@ def open_text(
     config, # as `get_config` makes it
 ): # -> (ids, tokenizer)
     "Ids, in memory or in a `TokenFile`, and tokenizer of the text that `config.text` names."
-    file = config.text.file
-    try: file = Path(file or fetch('tinyshakespeare'))
+    try:
+        file = as_path(config.text.file or fetch('tinyshakespeare'))
     except DownloadError as e:
-        print(f'{e}\nUntil then: the English text that comes with Python (pydoc_data.topics)')
-        tokenizer = CharTokenizer.from_text(english())
-        return encode_text(english(), tokenizer), tokenizer
+        say(f'{e}\nUntil then: the English text that comes with Python (pydoc_data.topics)')
+        return _in_memory(english())
+    if not file.is_file() or file.parts[1:2] == ('dev',):             # a pipe is read once, and gone
+        return _in_memory(''.join(read_pieces(file)) or _empty(file))
     tokenizer, large = file_tokenizer(file), file.stat().st_size > config.text.map_above
-    return encode_file(file, tokenizer, Path(config.system.work_dir)/'ids.bin' if large else None), tokenizer
+    ids = as_path(config.system.work_dir)/'ids.bin' if large else None
+    return encode_file(file, tokenizer, ids), tokenizer
+
+def _in_memory(text):
+    tokenizer = CharTokenizer.from_text(text)
+    return encode_text(text, tokenizer), tokenizer
 
 # %% ../nbs/06_chargpt.ipynb #6cea8682
 def orthogonalise(
@@ -218,22 +237,30 @@ class Watch:
     "Callback: at each evaluation print the loss and a sample, and keep the best model, with its tokenizer, in `folder`."
 
     def __init__(self, folder, **sample): # sample: prompt, length, ..., for `write_text`
-        self.folder, self.sample, self.best, self.step = folder, sample, float('inf'), None
+        self.folder, self.sample = as_path(folder), sample
+        self.best, self.step = float('inf'), None
 
     def __call__(self, trainer):
         row, tokenizer = trainer.history[-1], trainer.train_dataset.tokenizer
-        if 'eval_loss' not in row or row['iter'] != trainer.iter_num: return
+        if 'eval_loss' not in row or row['iter'] != trainer.iter_num:
+            return
         loss = row['eval_loss']
-        print(f'step {row["iter"] + 1}: held-out loss {loss:.3f} nats, {bits_per_character(loss):.3f} bits per character')
-        print(write_text(trainer.model, tokenizer, **self.sample), end='\n\n')
+        say(f'step {row["iter"] + 1}: held-out loss {_both(loss)}')
         self.recall(trainer.history[:-1])                                # a resumed run has a past
-        if loss < self.best: save_model(trainer.model, self.folder, tokenizer)
+        if loss < self.best:
+            save_model(trainer.model, self.folder, tokenizer)
         self.recall(trainer.history)
+        say(write_text(trainer.model, tokenizer, **self.sample), end='\n\n')
 
     def recall(self, history):
         "Take the lowest held-out loss so far, and the steps that it took, from the history."
         for row in history:
-            if row.get('eval_loss', self.best) < self.best: self.best, self.step = row['eval_loss'], row['iter'] + 1
+            if row.get('eval_loss', self.best) < self.best:
+                self.best, self.step = row['eval_loss'], row['iter'] + 1
+
+def _both(loss):
+    bits = bits_per_character(loss)
+    return f'{loss:.3f} nats, {bits:.3f} bits per character'
 
 # %% ../nbs/06_chargpt.ipynb #1e76421c
 def report(
@@ -243,30 +270,33 @@ def report(
 ):
     "Print the losses in nats and bits per character and what was written where; write training.png."
     watch.recall(trainer.history)
-    for name, loss in ('training', trainer.eval(trainer.train_dataset)), ('held-out', trainer.eval()), ('lowest held-out', watch.best):
-        print(f'{name} loss: {loss:.3f} nats, {bits_per_character(loss):.3f} bits per character')
-    print(f'model of step {watch.step}: {watch.folder}')
-    picture = Path(folder)/'training.png'
-    try: trainer.plot(chance=float(np.log(trainer.train_dataset.vocab_size))).savefig(picture)
-    except ImportError as e: return print(f'no picture of the training: {e}')
-    print(f'training: {picture}')
+    measured = {'training': trainer.eval(trainer.train_dataset), 'held-out': trainer.eval(), 'lowest held-out': watch.best}
+    for name, loss in measured.items():
+        say(f'{name} loss: {_both(loss)}')
+    say(f'model of step {watch.step}: {watch.folder}')
+    save_plot(trainer, folder, chance=float(np.log(trainer.train_dataset.vocab_size)))
 
 # %% ../nbs/06_chargpt.ipynb #86cb1f44
 def main(
-    args:list=None, # a file, then `--field=value` for any field of `get_config`; default: `sys.argv[1:]`
+    args:list=None, # a file and `--field=value` for any field of `get_config`; default: `sys.argv[1:]`
 ) -> Trainer:
     "Train a GPT on the characters of a text, keep the best model, show what it writes. Returns the trainer."
-    args, config = list(sys.argv[1:] if args is None else args), get_config()
-    if args and not args[0].startswith('--'): config.text.file = args.pop(0)
-    if args and not args[0].startswith('--'): raise ConfigError(f'one file of text, please; {args[0]!r} is a second one. Join them, as in: cat a.txt b.txt > both.txt')
-    config.merge_from_args(args)
-    config.trainer.work_dir = config.trainer.work_dir or config.system.work_dir
-    try: trainer = build(config)
-    except OSError as e: raise ConfigError(f'{e.filename}: {e.strerror}' if e.strerror else str(e)) from e
-    except ValueError as e: raise ConfigError(str(e)) from e
-    print(f'{config}{len(trainer.train_dataset.data):,} characters to train on, {len(trainer.eval_dataset.data):,} held out')
-    setup_logging(config)
-    watch = Watch(Path(config.system.work_dir)/'model', **config.sample.to_dict())
+    config = get_config()
+    files = config.merge_from_args(sys.argv[1:] if args is None else args, words=True)
+    texts = files + [config.text.file] * bool(config.text.file)
+    if len(texts) > 1:
+        raise ConfigError(f'one file of text, please; {texts[1]!r} is a second one. '
+                          'Join them, as in: cat a.txt b.txt > both.txt')
+    if files:
+        try:
+            config.text.file = expand(files[0])
+        except ValueError as e:
+            raise ConfigError(f'the text to train on: {e}') from None
+    trainer = prepare(config, build)
+    sizes = len(trainer.train_dataset.data), len(trainer.eval_dataset.data)
+    say(config, end='')
+    say('{:,} characters to train on, {:,} held out'.format(*sizes))
+    watch = Watch(as_path(config.system.work_dir)/'model', **config.sample.to_dict())
     trainer.add_callback('on_batch_end', watch)
     with cpu_threads(config.system.threads):
         trainer.run()

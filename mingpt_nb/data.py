@@ -11,7 +11,7 @@ __all__ = ['SOURCES', 'FORMAT', 'HEADER', 'english', 'cache_dir', 'file_digest',
            'evaluate']
 
 # %% ../nbs/91_data.ipynb #798d5d52
-import collections, copy, errno, hashlib, importlib, itertools, json, logging, math, os, sys, time, zipfile, zlib
+import collections, copy, errno, hashlib, importlib, itertools, json, logging, math, os, stat, sys, time, warnings, zipfile, zlib
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import current_process, get_context
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 # %% ../nbs/91_data.ipynb #075f6d1c
 from .bpe import pick_special, slices
+from .files import as_path
 
 # %% ../nbs/91_data.ipynb #bf84f9cd
 def english() -> str:
@@ -41,7 +42,7 @@ def _system_cache(platform, env, home):
 def cache_dir() -> Path:
     "The folder for downloads: `MINGPT_NB_CACHE` if set, else mingpt_nb in the system's cache folder. It may not exist yet."
     own = os.environ.get('MINGPT_NB_CACHE')
-    return Path(own).expanduser() if own else _system_cache(sys.platform, os.environ, Path.home())/'mingpt_nb'
+    return as_path(own) if own else _system_cache(sys.platform, os.environ, Path.home())/'mingpt_nb'
 
 # %% ../nbs/91_data.ipynb #7720d63d
 def file_digest(
@@ -132,7 +133,7 @@ def _lock(path):
 # %% ../nbs/91_data.ipynb #e37ffa93
 def _once(path, digest, size, make, origin):
     "`path`, made by `make(part)` if it is not there, and checked in any case. `make` returns whether it kept older bytes."
-    path = Path(path)
+    path = as_path(path)
     if path.exists(): return verify(path, digest, size)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path):
@@ -243,16 +244,40 @@ def read_pieces(
     path, # a file of UTF-8
     size:int=1 << 20, # characters
 ):
-    "Yield the text in pieces. `ValueError` if it is not UTF-8, with the place of the first wrong byte and what to do."
-    with open(path, encoding='utf-8-sig') as f:
+    """Yield the text in pieces. `ValueError` if it is not UTF-8, with the place of the first wrong byte and what to do.
+    A warning where a tenth of it is NUL: such a text was written in another way."""
+    with open(as_path(path), encoding='utf-8-sig') as f:
+        if stat.S_ISCHR(os.fstat(f.fileno()).st_mode) and not f.isatty():
+            raise ValueError(f'{path} is a device, not a text')
+        nuls, total, begin = 0, 0, ''
         try:
-            while piece := f.read(size): yield piece
+            while piece := f.read(size):
+                nuls, total = nuls + piece.count('\0'), total + len(piece)
+                begin = begin or piece[:1000]
+                yield piece
         except UnicodeDecodeError as e:
-            place, byte = f.buffer.tell() - len(e.object) + e.start, e.object[e.start]
-            f.buffer.seek(0)
-            guess = 'utf-16' if f.buffer.read(2) in (b'\xff\xfe', b'\xfe\xff') else 'latin1'
-            raise ValueError(f'{path} is not UTF-8: byte 0x{byte:02x} at offset {place:,}. If you know how it is written, convert it, '
-                             f'for instance: iconv -f {guess} -t utf-8 {path} > utf8.txt') from e
+            raise ValueError(_not_utf8(path, f.buffer, e)) from e
+    if 10 * nuls >= total > 0:
+        warnings.warn(f'{nuls / total:.0%} of the characters in {path} are NUL. '
+                      + _advice(path, begin.encode()), stacklevel=2)
+
+def _not_utf8(path, file, error):
+    text = f'{path} is not UTF-8: byte 0x{error.object[error.start]:02x}'
+    if not file.seekable():                                       # a pipe
+        return text
+    place = file.tell() - len(error.object) + error.start
+    file.seek(0)
+    return f'{text} at offset {place:,}. {_advice(path, file.read(1000))}'
+
+def _advice(path, begin): # the first bytes
+    if begin.startswith((b'\xff\xfe', b'\xfe\xff')):
+        guess = 'utf-16'
+    elif 0 in begin:
+        guess = 'utf-16le' if 0 in begin[1::2] else 'utf-16be'
+    else:
+        guess = 'latin1'
+    return ('If you know how it is written, convert it, for instance: '
+            f'iconv -f {guess} -t utf-8 {path} > utf8.txt')
 
 # %% ../nbs/91_data.ipynb #21eec494
 def id_dtype(
@@ -287,6 +312,7 @@ FORMAT, HEADER = 'mingpt_nb tokens, version 1', 512                     # bytes 
 
 def read_header(path) -> dict:
     "What the first line of a token file says. `ValueError` if it is no token file, or not all of it is there."
+    path = as_path(path)
     with open(path, 'rb') as f: line = f.read(HEADER)
     try: head = json.loads(line)
     except ValueError: head = None
@@ -300,12 +326,13 @@ def read_header(path) -> dict:
 class TokenFile:
     "The ids of a token file, 1-D, read where they are indexed. `ValueError` for a damaged file, or one of another tokenizer."
     def __init__(self, path, tokenizer=None): # tokenizer: the one that the ids must be of; None: any
+        path = as_path(path)
         self.stamp = _stamp(os.stat(path))
         head = read_header(path)
         if tokenizer and fingerprint(tokenizer) != head['tokenizer']:
             raise ValueError(f'{path} was written with another tokenizer, one of {head["vocab_size"]:,} ids, {head["tokenizer"]}; '
                              f'this one has {tokenizer.vocab_size:,}, {fingerprint(tokenizer)}')
-        self.path, self.dtype, self.vocab_size, self.tokenizer = Path(path), np.dtype(head['dtype']), head['vocab_size'], tokenizer
+        self.path, self.dtype, self.vocab_size, self.tokenizer = path, np.dtype(head['dtype']), head['vocab_size'], tokenizer
         self.start, self.stop, self.fingerprint = 0, head['count'], head['tokenizer']
 
     def __len__(self): return self.stop - self.start
@@ -336,7 +363,7 @@ def write_ids(
     tokenizer, # what they were made with
 ) -> TokenFile:
     "Write ids to a token file, in memory for one piece, all of it or nothing."
-    path, dtype, count = Path(path), id_dtype(tokenizer.vocab_size), 0
+    path, dtype, count = as_path(path), id_dtype(tokenizer.vocab_size), 0
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + '.part')
     try:

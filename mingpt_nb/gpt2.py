@@ -9,7 +9,7 @@ __all__ = ['HF_NAMES', 'HF_ALIASES', 'HF_DEFAULTS', 'HF_FIXED', 'CONV1D', 'HEADS
            'read_tensors', 'weight_files', 'blank', 'fill', 'cached_folder', 'find_folder', 'load_pretrained',
            'is_tied', 'hf_config', 'hf_state', 'to_hf', 'save_chars_for_hf', 'save_pretrained', 'next_tokens',
            'windows', 'surprise', 'perplexity', 'pieces', 'surprise_html', 'prompt_ids', 'stream_text',
-           'read_tokenizer', 'load', 'get_config', 'split_prompt', 'main']
+           'read_tokenizer', 'load', 'get_config', 'main']
 
 # %% ../nbs/05_gpt2.ipynb #a588d1ec
 import codecs, copy, html, json, math, pickle, sys, warnings, zipfile
@@ -24,10 +24,11 @@ from torch.nn import functional as F
 from .bpe import CharTokenizer, Encoder, check_fit, get_encoder, load_tokenizer, look_up
 from .checks import as_integer, as_tensor, check_ids, check_idx, check_logits
 from .checks import check_sampling
-from .files import about, misfits, read_json, write_model
+from .files import about, as_path, misfits, read_json, write_model
 from .model import ACTIVATIONS, GPT, default_config
 from .trainer import described, load_model, sized
-from .utils import CfgNode, ConfigError, cli, evaluating, need, pick_device, plain_name, unwrap
+from .utils import (CfgNode, ConfigError, cli, evaluating, need, pick_device, plain_name,
+                             unwrap, write)
 
 # %% ../nbs/05_gpt2.ipynb #1870f526
 #: what the fields of our config are called in Hugging Face's; the others have the same names
@@ -111,7 +112,7 @@ _DAMAGED = (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError, Val
 # %% ../nbs/05_gpt2.ipynb #7eceeb1d
 def weight_files(folder) -> list:
     "The files that hold the weights. `FileNotFoundError` if there are none, or if a shard is missing; `ValueError` for an index that is none."
-    folder = Path(folder)
+    folder = as_path(folder)
     for name in 'model.safetensors', 'pytorch_model.bin':
         if (folder/name).is_file(): return [folder/name]
         if (folder/f'{name}.index.json').is_file():
@@ -191,7 +192,7 @@ def find_folder(
     name_or_path, # a folder, or a model on the hub: 'gpt2', 'gpt2-xl', 'distilgpt2', 'somebody/model'
 ) -> Path:
     "The folder with the model: itself, in the cache, or fetched. `FileNotFoundError` says what was looked for, and what helps."
-    folder, name = Path(name_or_path).expanduser(), str(name_or_path)
+    folder, name = as_path(name_or_path), str(name_or_path)
     if folder.is_dir(): return folder
     if folder.is_absolute() or name.startswith(('.', '~')) or name.count('/') > 1 or '\\' in name:
         raise FileNotFoundError(f'no folder {folder}')
@@ -455,17 +456,7 @@ def get_config() -> CfgNode:
         num_samples=1, max_new_tokens=100,
         temperature=1.0, top_k=40, top_p=None,                   # see chapter 02
         seed=None,                                               # None: another text each time
-        device='auto').freeze()
-
-def split_prompt(args) -> tuple: # (words of the prompt, the other arguments)
-    "['Once', '--top_k', '5', 'upon'] -> (['Once', 'upon'], ['--top_k', '5']). What comes after `--` is prompt, too."
-    args, words, others = list(args), [], []
-    while args:
-        arg = args.pop(0)
-        if arg == '--': return words + args, others
-        if not arg.startswith('--'): words.append(arg)
-        else: others += [arg] if '=' in arg or not args else [arg, args.pop(0)]
-    return words, others
+        device='auto').freeze(model=Path, top_k=int | None, top_p=float | None, seed=int | None)
 
 # %% ../nbs/05_gpt2.ipynb #c99f5fdd
 def main(
@@ -473,22 +464,25 @@ def main(
 ):
     "Print continuations of a prompt as they come. `ConfigError` for arguments that cannot be used. Settings: `get_config`."
     c = get_config()
-    words, others = split_prompt(sys.argv[1:] if args is None else args)
-    c.merge_from_args(others)
-    if words: c.prompt = ' '.join(words)
+    words = c.merge_from_args(sys.argv[1:] if args is None else args, words=True)
+    if words:
+        c.prompt = ' '.join(words)
     try:
         check_sampling(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
-        if c.num_samples < 1: raise ValueError(f'num_samples must be 1 or more, got {c.num_samples}')
-        if c.seed is not None and not (isinstance(c.seed, int) and abs(c.seed) < 2**63): raise ValueError(f'seed must be an integer below 2**63, got {c.seed!r}')
+        if c.num_samples < 1:
+            raise ValueError(f'num_samples must be 1 or more, got {c.num_samples}')
+        if c.seed is not None and abs(c.seed) >= 2**63:
+            raise ValueError(f'seed must be an integer below 2**63, got {c.seed!r}')
         model, tokenizer = load(c.model, c.device)
         ids = prompt_ids(model, tokenizer, c.prompt)
-    except (ValueError, OSError, ImportError) as e: raise ConfigError(str(e)) from e
+    except (ValueError, OSError, ImportError) as e:
+        raise ConfigError(str(e)) from e
     generator = torch.Generator(ids.device)
     generator.seed() if c.seed is None else generator.manual_seed(c.seed)
     for n in range(c.num_samples):
         text = stream_text(model, tokenizer, ids, c.max_new_tokens, c.temperature, c.top_k, c.top_p, generator)
-        for piece in chain(['-' * 80 + '\n'] if n else [], [c.prompt], text): print(piece, end='', flush=True)
-        print()
+        for piece in chain(['-' * 80 + '\n'] if n else [], [c.prompt], text, ['\n']):
+            write(piece)
 
 # %% ../nbs/05_gpt2.ipynb #754c34e5
 if __name__ == '__main__' and '__file__' in globals(): cli(['generate', *sys.argv[1:]])

@@ -98,7 +98,8 @@ def default_config() -> CfgNode:
         # what checkpoints that are not OpenAI's may have otherwise
         n_inner=None,                                           # width inside the MLP; None: 4 * n_embd
         activation='gelu_new', layer_norm_epsilon=1e-5,         # a name from ACTIVATIONS; under the root of a layer norm
-    ).freeze()
+    ).freeze(model_type=str | None, n_layer=int | None, n_head=int | None, n_embd=int | None,
+             vocab_size=int | None, block_size=int | None, n_inner=int | None)
 
 # %% ../nbs/02_model.ipynb #7feadd56
 _SIZES = 'n_layer', 'n_head', 'n_embd'

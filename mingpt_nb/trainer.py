@@ -19,15 +19,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
-from tqdm import tqdm
 
 # %% ../nbs/03_trainer.ipynb #2b42aa6b
 from .bpe import check_fit, load_tokenizer
 from .checks import as_integer, as_number
 from .data import tokenizer_print
-from .files import about, misfits, read_json, write_model
+from .files import about, as_path, misfits, read_json, write_model
 from .model import GPT, count_params, resolve_config
-from .utils import (CfgNode, ConfigError, RunError, evaluating, machine_memory,
+from .utils import (Bar, CfgNode, ConfigError, RunError, evaluating, machine_memory,
                              most_workers, patch, pick_device, plain_name, set_seed, unwrap)
 
 # %% ../nbs/03_trainer.ipynb #00c618ee
@@ -170,7 +169,9 @@ def default_config() -> CfgNode:
         dtype='auto',                                           # of matrix products: 'float32', 'bfloat16', 'float16'
         accumulate=1, compile=False,                            # parts that a batch is worked off in; let torch.compile make faster code?
         parallel='ddp',                                         # under torchrun: 'ddp', or 'fsdp' for models larger than a device
-    ).freeze()
+    ).freeze(max_iters=int | None, grad_norm_clip=float | None, seed=int | None, eval_every=int | None,
+             eval_batches=int | None, progress=bool | None, work_dir=Path | None,
+             checkpoint_every=int | None, resume=Path | None)
 
 # %% ../nbs/03_trainer.ipynb #e5885849
 CHOICES = dict(lr_schedule=('constant', 'cosine'), dtype=('auto', 'float32', 'bfloat16', 'float16'),
@@ -395,7 +396,7 @@ def run(self:Trainer):
     resumed = self.iter_num == 0 and resume(self)                # a run that was complete needs nothing more
     stop = math.inf if c.max_iters is None else c.max_iters if resumed or self.iter_num < c.max_iters else self.iter_num + c.max_iters
     if self.iter_num >= stop: return
-    bar = tqdm(total=None if stop == math.inf else stop, initial=self.iter_num, unit='step', disable=_hide_bar(self))
+    bar = Bar(total=None if stop == math.inf else stop, initial=self.iter_num, unit='step', disable=_hide_bar(self))
     self.model.train()
     self.iter_time = time.time()
     with Guard(self) as guard, bar:
@@ -516,7 +517,7 @@ def load_model(
     device='cpu', # 'auto', 'cpu', 'cuda', ...
 ): # -> (model, tokenizer), tokenizer None if none was saved
     "The model, in eval mode, and its tokenizer. `FileNotFoundError` or `ValueError` say which file is missing, damaged or foreign."
-    folder, device = Path(folder), pick_device(device)
+    folder, device = as_path(folder), pick_device(device)
     for name in 'config.json', 'model.safetensors':
         if not (folder/name).is_file(): raise FileNotFoundError(f'no {name} in {folder}: not a folder that save_model wrote')
     config = read_json(folder/'config.json')

@@ -6,22 +6,23 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/utils.html.md"""
 
 # %% auto #0
 __all__ = ['WRAPPERS', 'COMMANDS', 'patch', 'ConfigError', 'RunError', 'plain', 'CfgNode', 'parse_value', 'set_seed',
-           'setup_logging', 'FolderInUse', 'hold', 'layers', 'unwrap', 'plain_name', 'pick_device', 'most_workers',
-           'machine_memory', 'pick_dtype', 'evaluating', 'need', 'cli']
+           'make_folder', 'setup_logging', 'FolderInUse', 'hold', 'layers', 'unwrap', 'plain_name', 'pick_device',
+           'most_workers', 'machine_memory', 'pick_dtype', 'evaluating', 'need', 'write', 'mute', 'say', 'Bar', 'cli']
 
 # %% ../nbs/90_utils.ipynb #2ac5c824
-import builtins, difflib, errno, importlib, json, logging, os, platform, random, re, sys
-import threading, time
+import builtins, difflib, errno, importlib, json, logging, operator, os, platform, random, re, sys
+import threading, time, typing
 from ast import literal_eval
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from . import __version__
 from .checks import as_python
-from .files import read_json, read_text
+from .files import as_path, expand, read_json, read_text
 
 # %% ../nbs/90_utils.ipynb #fdb411c2
 import numpy as np
 import torch
+from tqdm import tqdm
 
 # %% ../nbs/90_utils.ipynb #ecdb617f
 def patch(f):
@@ -48,25 +49,39 @@ def plain(value):
     return value if same else type(value)(inside)
 
 # %% ../nbs/90_utils.ipynb #228c6593
+def _allowed(kind): return typing.get_args(kind) or (kind,)        # int | None -> (int, NoneType)
+
 class CfgNode:
     "A tree of settings with attribute access, as in minGPT and yacs. Frozen nodes refuse names that they do not have."
-    __slots__ = ('__dict__', '_frozen')
+    __slots__ = ('__dict__', '_frozen', '_kinds')
 
     def __init__(self, **kwargs): # initial fields
-        self._frozen = False
+        self._frozen, self._kinds = False, {}
         self.__dict__.update({k: plain(v) for k, v in kwargs.items()})
 
-    def freeze(self):
+    def freeze(self, **kinds): # of fields that may be None, or are paths: `top_k=int | None`
         "Refuse new names from now on, here and in the nodes below. Returns the node."
         self._frozen = True
-        for v in vars(self).values():
-            if isinstance(v, CfgNode): v.freeze()
+        for k, v in vars(self).items():
+            if isinstance(v, CfgNode):
+                v.freeze()
+            elif v is None:
+                self._kinds.setdefault(k, type(None))             # None, or anything
+        self._kinds.update(kinds)
         return self
 
     def __setattr__(self, name, value):
-        if name != '_frozen' and self._frozen and name not in vars(self):
+        if name not in self.__slots__ and self._frozen and name not in vars(self):
             raise ConfigError(self._unknown(name))
+        if Path in _allowed(getattr(self, '_kinds', {}).get(name)) and value:
+            value = self._path(name, value)
         super().__setattr__(name, plain(value))
+
+    def _path(self, name, value):
+        try:
+            return type(value)(expand(value))
+        except ValueError as e:
+            raise ConfigError(f'{name}: {e}') from None
 
     def __getattr__(self, name):                      # called only when the ordinary look-up has failed
         raise ConfigError(self._unknown(name))
@@ -106,36 +121,40 @@ _TRUE, _FALSE = {'true', 'yes', 'on', '1'}, {'false', 'no', 'off', '0'}
 
 def _literal(text):
     try: return literal_eval(text)
-    except (ValueError, SyntaxError): return text          # cuda:0, ./out/x: not Python, so it is a string
+    except (ValueError, SyntaxError, MemoryError, RecursionError): return text   # cuda:0, ./out/x: a string
+
+def _is_truth(text): return text.lower() in _TRUE | _FALSE
 
 def parse_value(
     text:str, # as typed by the user
     like, # the value that the field holds now; its type decides
+    kind=None, # unless this does, as in `int | None`; default: the type of `like`, or None
 ):
-    "`text` as a value of the type of `like`. `ValueError` where that is impossible. The text None always gives None."
+    "`text` as a value of the type of `like`, or of `kind`. `ValueError` where that is impossible."
+    kind = kind or type(like) | None
+    first, *more = _allowed(kind)
     value = _literal(text)
-    if value is None or like is None: return value
-    if isinstance(like, str): return text
-    if isinstance(like, bool):
-        if text.lower() not in _TRUE | _FALSE: raise ValueError(f'expected true or false, got {text!r}')
+    if first is type(None) or value is None and more:
+        return value
+    if value is None:
+        raise ValueError(f'it must not be None; it is {like!r} if not given')
+    if first is bool:
+        if not _is_truth(text):
+            raise ValueError(f'expected true or false, got {text!r}')
         return text.lower() in _TRUE
+    if issubclass(first, str):
+        return text
+    if issubclass(first, Path):
+        return expand(text)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(like, int) and number and value == value // 1: return int(value)                  # 1e3 is 1000
-    if isinstance(like, float) and (number or text in ('inf', '-inf')): return float(text)
-    if isinstance(like, (list, tuple)) and isinstance(value, (list, tuple)): return type(like)(value)
-    raise ValueError(f'expected {type(like).__name__}, as in {like!r}, got {text!r}')
-
-# %% ../nbs/90_utils.ipynb #be3c05f1
-def _split_args(args):
-    "['--a=1', '--b', '2', '--flag'] -> [('a', '1'), ('b', '2'), ('flag', None)]"
-    args, pairs = list(args), []
-    while args:
-        arg = args.pop(0)
-        if not arg.startswith('--') or arg in ('--', '--='): raise ConfigError(f'expected --name=value, got {arg!r}')
-        name, eq, value = arg[2:].partition('=')
-        if not eq: value = args.pop(0) if args and not args[0].startswith('--') else None
-        pairs.append((name, value))
-    return pairs
+    if issubclass(first, int) and number and value == value // 1:
+        return int(value)                                          # 1e3 is 1000
+    if issubclass(first, float) and (number or text in ('inf', '-inf')):
+        return float(text)
+    if issubclass(first, (list, tuple)) and isinstance(value, (list, tuple)):
+        return first(value)
+    example = '' if like is None else f', as in {like!r}'
+    raise ValueError(f'expected {first.__name__}{" or None" if more else ""}{example}, got {text!r}')
 
 # %% ../nbs/90_utils.ipynb #35b011a0
 def _find_field(self, name):
@@ -154,41 +173,94 @@ def _field_names(self, prefix=''):
         if isinstance(v, CfgNode): yield from _field_names(v, f'{prefix}{k}.')
         else: yield prefix + k
 
+# %% ../nbs/90_utils.ipynb #5b0c7a16
+def _kind(node, name):
+    "What a field may hold, as in `int | None`. Of a field that said nothing: what it holds, or None if its node is not frozen."
+    held = type(getattr(node, name))
+    return getattr(node, '_kinds', {}).get(name) or (held if node._frozen else held | None)
+
+def _is_value(following, flag): # the next argument, if there is one; of a flag that need not have a value?
+    return bool(following) and not following[0].startswith('--') and (not flag or _is_truth(following[0]))
+
+def _options(self, args, words=None):
+    "Yield (name, node, last part of the name, text or None) of each option; append what is none to the list `words`."
+    args = list(args)
+    while args:
+        arg = args.pop(0)
+        if arg == '--' and words is not None:
+            words += args
+            return
+        if not arg.startswith('--') and words is not None:
+            words.append(arg)
+            continue
+        if not arg.startswith('--') or arg in ('--', '--='):
+            raise ConfigError(f'expected --name=value, got {arg!r}')
+        name, eq, text = arg[2:].partition('=')
+        node, leaf = _find_field(self, name)
+        if isinstance(like := getattr(node, leaf), CfgNode):
+            raise ConfigError(f"'{name}' is a group of fields: {', '.join(vars(like))}")
+        flag = bool in _allowed(_kind(node, leaf))
+        if not eq:
+            text = args.pop(0) if _is_value(args[:1], flag and words is not None) else None
+        if text is None and not flag:
+            raise ConfigError(f'--{name} needs a value, as in --{name}={like}')
+        yield name, node, leaf, text
+
 # %% ../nbs/90_utils.ipynb #f00ea094
 @patch
-def merge_from_args(self:CfgNode, args:list):
-    "Set fields from `--a.b=value` or `--a.b value`, usually `sys.argv[1:]`. `ConfigError` says what is wrong; then nothing is set."
-    found = []
-    for name, text in _split_args(args):
-        node, leaf = _find_field(self, name)
-        like = getattr(node, leaf)
-        if isinstance(like, CfgNode): raise ConfigError(f"'{name}' is a group of fields: {', '.join(vars(like))}")
-        if text is None and not isinstance(like, bool): raise ConfigError(f'--{name} needs a value, as in --{name}={like}')
-        try: found.append((node, leaf, True if text is None else parse_value(text, like)))
-        except ValueError as e: raise ConfigError(f'--{name}: {e}') from None
-    for node, leaf, value in found: setattr(node, leaf, value)
+def merge_from_args(self:CfgNode, args:list, words:bool=False) -> list:
+    """Set fields from `--a.b=value` or `--a.b value`, usually `sys.argv[1:]`. `ConfigError` says what is wrong; then nothing is set.
+    Returns the words that are no options: none, unless `words` allows them."""
+    found, others = [], [] if words else None
+    for name, node, leaf, text in _options(self, args, others):
+        try:
+            value = True if text is None else parse_value(text, getattr(node, leaf), _kind(node, leaf))
+        except ValueError as e:
+            raise ConfigError(f'--{name}: {e}') from None
+        found.append((node, leaf, value))
+    for node, leaf, value in found:
+        setattr(node, leaf, value)
+    return others or []
 
 # %% ../nbs/90_utils.ipynb #a06bfd50
 def set_seed(
     seed:int, # any integer from 0 to 2**32 - 1
 ):
-    "Seed `random`, `numpy.random` and torch on CPU and every GPU."
+    "Seed `random`, `numpy.random` and torch on CPU and every GPU. `ConfigError` for what is no seed."
+    if not hasattr(seed, '__index__') or not 0 <= seed < 2**32:
+        raise ConfigError(f'seed must be an integer from 0 to 2**32 - 1, got {seed!r}')
+    seed = operator.index(seed)                                   # also NumPy's integers
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)                                       # CPU, CUDA and MPS
 
 # %% ../nbs/90_utils.ipynb #2fa3c496
+def make_folder(
+    path, # of the folder
+    name:str='work_dir', # of the field that says so, for the message
+) -> Path:
+    "The folder, made if it is not there. `ConfigError` if that cannot be, or if nothing can be written into it."
+    try:
+        folder = as_path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, 'Permission denied')
+    except (OSError, ValueError) as e:
+        reason = getattr(e, 'strerror', None) or e
+        raise ConfigError(f'cannot write into {name}={str(path)!r}: {reason}') from e
+    return folder
+
 def setup_logging(
     config:CfgNode, # with `config.system.work_dir`
 ):
     "Make the work folder, with `args.txt` (the command line) and `config.json` (every setting) in it; show log messages."
     logging.basicConfig(level=logging.INFO, format='%(message)s')    # does nothing where logging is set up already
-    folder = Path(config.system.work_dir)
+    folder, words = make_folder(config.system.work_dir), ' '.join(sys.argv)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder/'args.txt').write_text(' '.join(sys.argv), encoding='utf-8')
-        (folder/'config.json').write_text(json.dumps(config.to_dict(), indent=4), encoding='utf-8')
-    except OSError as e: raise ConfigError(f'cannot write into work_dir={str(folder)!r}: {e.strerror}') from e
+        (folder/'args.txt').write_text(words, encoding='utf-8', errors='backslashreplace')   # names of files may be no UTF-8
+        (folder/'config.json').write_text(json.dumps(config.to_dict(), indent=4, default=str), encoding='utf-8')
+    except OSError as e:
+        raise ConfigError(f'cannot write into work_dir={str(folder)!r}: {e.strerror}') from e
 
 # %% ../nbs/90_utils.ipynb #243fda62
 _locks = importlib.import_module('msvcrt' if os.name == 'nt' else 'fcntl')
@@ -404,6 +476,52 @@ def need(
     except ImportError as e:
         raise ImportError(f"this needs {module.split('.')[0]}: pip install 'mingpt-nb[{extra}]'") from e
 
+# %% ../nbs/90_utils.ipynb #5b0c7a43
+def write(
+    text:str,
+):
+    "Write to the standard output, at once. What it cannot show becomes `?`. `OSError` if it cannot be written, or nobody reads."
+    out = sys.stdout
+    if out is None:                                               # a program without a terminal
+        return
+    try:
+        out.write(text)
+    except UnicodeEncodeError:
+        out.write(text.encode(out.encoding, 'replace').decode(out.encoding))
+    out.flush()
+
+def mute(
+    stream, # sys.stdout or sys.stderr
+):
+    "From now on, what is written to the stream goes nowhere; also what it still holds when Python ends."
+    with suppress(OSError, ValueError, AttributeError):           # no file behind it: nothing to do
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+def say(
+    *parts, # as for `print`
+    end:str='\n',
+):
+    "`print`, for what a run says on its way: no output is a reason to lose a run."
+    try:
+        write(' '.join(map(str, parts)) + end)
+    except (OSError, ValueError) as e:                            # ValueError: the output is closed
+        mute(sys.stdout)
+        if getattr(e, 'errno', None) != errno.EPIPE:
+            logging.getLogger(__name__).warning('cannot write to the standard output: %s', e)
+
+# %% ../nbs/90_utils.ipynb #5b0c7a47
+class Bar(tqdm):
+    "A progress bar that nobody need read: where it cannot be written, there is none from then on."
+
+    def display(self, *args, **kwargs):
+        try:
+            return super().display(*args, **kwargs)
+        except OSError:
+            self.disable = True
+            mute(self.fp)
+
 # %% ../nbs/90_utils.ipynb #3ca4edaf
 COMMANDS = { # command: (module of this package, what it does)
     'adder': ('adder', 'train a GPT to add numbers, and test it'),
@@ -413,22 +531,43 @@ COMMANDS = { # command: (module of this package, what it does)
 }
 
 def _help(command, module):
-    fields = f'\n\nfields, as in --system.seed=1, and what they are if not given:\n{module.get_config()}' if hasattr(module, 'get_config') else ''
-    return f'mingpt-nb {command}: {COMMANDS[command][1]}.\n{module.main.__doc__}{fields}'
+    text = f'mingpt-nb {command}: {COMMANDS[command][1]}.\n{module.main.__doc__}'
+    if hasattr(module, 'get_config'):
+        text += f'\n\nfields, as in --system.seed=1, and what they are if not given:\n{module.get_config()}'
+    return text
+
+def _run(command, rest):
+    "What `cli` does, but for the errors."
+    if command in ('-V', '--version'):
+        return write(f'{__version__}\n')
+    commands = '\n'.join(f'  {name:10} {text}' for name, (_, text) in COMMANDS.items())
+    usage = f'usage: mingpt-nb COMMAND [--field=value ...]\n\n{commands}'
+    if command in ('-h', '--help', 'help'):
+        return write(f'{usage}\n\nmingpt-nb COMMAND --help shows the fields of a command\n')
+    if command not in COMMANDS:
+        raise SystemExit(f'mingpt-nb: no command {command!r}\n{usage}')
+    module = importlib.import_module(f'mingpt_nb.{COMMANDS[command][0]}')
+    if '-h' in rest or '--help' in rest:
+        return write(_help(command, module) + '\n')
+    module.main(rest)
 
 def cli(
     args:list=None, # default: `sys.argv[1:]`
 ):
-    "Run `mingpt-nb COMMAND [--field=value ...]`. `SystemExit` with a message for a mistake in the arguments, 130 after Ctrl-C."
+    """Run `mingpt-nb COMMAND [--field=value ...]`. `SystemExit` with a message for a mistake in the arguments or an error of the
+    system, 130 after Ctrl-C, 141 where nobody reads what it writes."""
     command, *rest = (sys.argv[1:] if args is None else args) or ['--help']
-    if command not in COMMANDS:
-        usage = 'usage: mingpt-nb COMMAND [--field=value ...]\n\n' + '\n'.join(f'  {k:10} {text}' for k, (_, text) in COMMANDS.items())
-        if command in ('-V', '--version'): return print(__version__)
-        if command in ('-h', '--help', 'help'): return print(usage + '\n\nmingpt-nb COMMAND --help shows the fields of a command')
-        raise SystemExit(f'mingpt-nb: no command {command!r}\n{usage}')
-    module = importlib.import_module(f'mingpt_nb.{COMMANDS[command][0]}')
-    if '-h' in rest or '--help' in rest: return print(_help(command, module))
-    try: module.main(rest)
-    except (ConfigError, RunError, MemoryError, torch.OutOfMemoryError) as e:
+    try:
+        _run(command, rest)
+    except BrokenPipeError:
+        raise SystemExit(141) from None
+    except (ConfigError, RunError, OSError, MemoryError, torch.OutOfMemoryError) as e:
         raise SystemExit(f'mingpt-nb {command}: {str(e) or type(e).__name__}') from None
-    except KeyboardInterrupt: raise SystemExit(130) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    finally:
+        for stream in sys.stdout, sys.stderr:
+            try:
+                stream.flush()
+            except (OSError, ValueError, AttributeError):         # AttributeError: there is none
+                mute(stream)                                      # or Python complains at its end

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mingpt_nb.book import claims, out_of_range, printed, to_markdown
+from mingpt_nb.book import BookPage, claims, out_of_range, printed, to_markdown
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = [p for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')) if 'default_exp' in p.read_text(encoding='utf-8')]
@@ -117,3 +117,20 @@ def test_cells_that_vary_are_listed_and_hold_the_page_to_their_ranges():
             assert not wrong, f'{path.name}, cell {cell.id}: {wrong}'
             assert asserting(cell.source), f'{path.name}, cell {cell.id} states a range and asserts none'
     assert set(found) == set(VARIES)
+
+
+def has_link(path):
+    "Does the page of a notebook offer to open it in Colab?"
+    nb = nbformat.read(path, 4)
+    nb.path_ = str(path)
+    BookPage(nb).begin()
+    return 'Open in Colab' in nb.cells[1].source
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs').glob('*.ipynb')), ids=lambda p: p.stem)
+def test_what_opens_in_colab_can_run_there(path):
+    "Before the first import of a notebook with the link there is the cell that installs the book, the same in all."
+    if not has_link(path): return
+    setup = next(s for s in code_cells(ROOT/'nbs/00_bpe.ipynb') if 'google.colab' in s)
+    first = next(s for s in code_cells(path) if not s.startswith('#| default_exp'))
+    assert first == setup
