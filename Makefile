@@ -19,7 +19,7 @@ chapters: .venv/dev  ## run all chapters, in the folder RUN
 
 test: export OMP_NUM_THREADS = 1
 test: chapters  ## run all chapters, then the tests
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto
 
 check: .venv/dev  ## after make test: did the chapters print what the pages show?
 	@test -d $(RUN) || { echo "run 'make test' first" >&2; exit 1; }
