@@ -38,7 +38,7 @@ def as_pair(
         raise ValueError(f'an item that is a dictionary needs input_ids, and has {", ".join(map(str, item))}')
     ids, mask = torch.as_tensor(item['input_ids']), item.get('attention_mask')
     y = item.get('labels')
-    y = ids if y is None else torch.as_tensor(y)
+    y = _targets(ids if y is None else torch.as_tensor(y))
     if mask is not None:
         mask = torch.as_tensor(mask)
         if (mask[..., 1:] > mask[..., :-1]).any():
@@ -70,10 +70,11 @@ def _stack(items):
         raise ValueError('items of one batch must have equal lengths; '
                          f'the lengths of (x, y) here are {lengths}') from e
 
-def _targets(y): # a byte cannot be -1
+def _targets(y): # as int64 first: a byte cannot be -1, and for it -100 is 156
     if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.dtype == torch.bool:
         return y
-    return y.long().masked_fill(y == -100, -1)
+    y = y.long()
+    return y.masked_fill(y == -100, -1)
 
 # %% ../nbs/03_trainer.ipynb #1e48c614
 def batch_indices(
