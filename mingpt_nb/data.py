@@ -11,11 +11,12 @@ __all__ = ['SOURCES', 'FORMAT', 'HEADER', 'english', 'cache_dir', 'file_digest',
            'evaluate']
 
 # %% ../nbs/91_data.ipynb #798d5d52
-import collections, copy, errno, hashlib, importlib, itertools, json, logging, math, os, stat, sys, time, warnings, zipfile, zlib
+import collections, copy, errno, hashlib, importlib, itertools, json, logging, math, os, sys, time, warnings, zipfile, zlib
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import current_process, get_context
 from pathlib import Path
+from stat import S_ISCHR
 from typing import NamedTuple
 
 # %% ../nbs/91_data.ipynb #db4d627b
@@ -247,7 +248,7 @@ def read_pieces(
     """Yield the text in pieces. `ValueError` if it is not UTF-8, with the place of the first wrong byte and what to do.
     A warning where a tenth of it is NUL: such a text was written in another way."""
     with open(as_path(path), encoding='utf-8-sig') as f:
-        if stat.S_ISCHR(os.fstat(f.fileno()).st_mode) and not f.isatty():
+        if S_ISCHR(os.fstat(f.fileno()).st_mode) and not f.isatty():
             raise ValueError(f'{path} is a device, not a text')
         nuls, total, begin = 0, 0, ''
         try:
