@@ -270,6 +270,7 @@ def prepare(
         if place.exists() and place.is_dir() != (name == 'model'):
             raise ConfigError(f'{place} is in the way of what the run will write there: move it')
     make_folder(config.trainer.work_dir, 'trainer.work_dir')
+    trainer.begin()                                               # an earlier run is resumed, or set aside
     setup_logging(config)
     return trainer
 

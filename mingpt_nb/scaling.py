@@ -14,7 +14,8 @@ import atexit, contextlib, gc, logging, math, os, re, sys, warnings
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from torch.distributed.rendezvous import rendezvous
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_map
 # %% ../nbs/08_scaling.ipynb #f2bc56d6
 from .attention import CausalSelfAttention
 from .model import GPT, NewGELU
-from .utils import ConfigError, layers, patch, pick_dtype, set_seed
+from .utils import ConfigError, layers, patch, pick_dtype, plain_name, set_seed, unwrap
 
 # %% ../nbs/08_scaling.ipynb #67882586
 def parts(
@@ -148,13 +149,16 @@ class Engine:
         if c.batch_size < self.world: raise ConfigError(f'batch_size={c.batch_size} cannot be shared by {self.world} processes')
         self.kind = torch.device(trainer.device).type
         self.parts, self.eval_parts, self.told = c.accumulate, 1, False
-        self.compiling = c.compile or any('_orig_mod' in m._modules for m in self.given)
-        self.dtype = choose_dtype(c.dtype, trainer.device, trainer.model)
-        self.scaler = torch.amp.GradScaler(self.kind, enabled=self.dtype == torch.float16)
+        self.compiling = self.compiled = c.compile or any('_orig_mod' in m._modules for m in self.given)
+        self.use(choose_dtype(c.dtype, trainer.device, trainer.model))
         if self.kind == 'cuda': torch.set_float32_matmul_precision('high')     # float32 products with 10 bits of precision, TF32
         self.sharded, self.net = False, None
         self.net = self.wrap()
         if self.world > 1: atexit.register(self.close)
+
+    def use(self, dtype:torch.dtype):
+        self.dtype = dtype
+        self.scaler = torch.amp.GradScaler(self.kind, enabled=dtype == torch.float16)
 
     def close(self): # the threads that talk to the others end before Python does, which would abort
         if hasattr(sys, 'last_value'): return                            # after an error, nobody answers
@@ -165,13 +169,38 @@ class Engine:
     def precision(self): # torch.compile writes its own dropout
         return precision(self.trainer.model, self.trainer.device, self.dtype, quick=not self.compiling)
 
+# %% ../nbs/08_scaling.ipynb #e1f0a2b4
+@patch
+def ways(self:Engine) -> dict:
+    "On what device, in what type and parts, by how many processes it computes: other ways, other bits."
+    c = self.trainer.config
+    return dict(device=self.kind, dtype=str(self.dtype).removeprefix('torch.'), accumulate=c.accumulate,
+                compile=self.compiled, processes=self.world, parallel='fsdp' if self.sharded else 'ddp')
+
+@patch
+def state(self:Engine) -> dict:
+    "What it has found out, as JSON takes it."
+    return dict(parts=self.parts, eval_parts=self.eval_parts, compiling=self.compiling, scaler=self.scaler.state_dict())
+
+@patch
+def load_state(self:Engine, state:dict): # from `state`, also without some of it; `dtype` is the name of a type to use
+    "Go on with what another engine has found out."
+    dtype = getattr(torch, state.get('dtype', ''), self.dtype)
+    if dtype != self.dtype:
+        self.use(dtype)
+    self.parts, self.eval_parts = state.get('parts', self.parts), state.get('eval_parts', self.eval_parts)
+    if self.compiling and not state.get('compiling', True):              # it failed
+        self.compiling, self.net, self.given = False, None, [self.trainer.model]
+        self.net = self.wrap()
+    if state['scaler'] and self.scaler.is_enabled():
+        self.scaler.load_state_dict(state['scaler'])
+
 # %% ../nbs/08_scaling.ipynb #c9b8783d
 @patch
 def share(self:Engine, batches):
     "The (step, indices) of `batches` with the slice of the indices that is this process's."
     cut = lambda ids, rank: len(ids) * rank // self.world
     for step, ids in batches:
-        if self.rank: set_seed(rank_seed(self.trainer.seed, step, self.rank))    # for data that draws random numbers
         yield step, ids[cut(ids, self.rank):cut(ids, self.rank + 1)]
 
 @patch
@@ -182,7 +211,7 @@ def sum(self:Engine, t):
 
 @patch
 def data_seed(self:Engine) -> int:
-    "For the workers that prepare this process's data."
+    "For the random numbers in this process's data, see `drawing` of chapter 03."
     return rank_seed(self.trainer.seed, 0, self.rank) if self.rank else self.trainer.seed
 
 @patch
@@ -365,19 +394,43 @@ def _unsharded(model):
 @patch
 def whole_model(self:Engine) -> nn.Module:
     "The model with all of its weights: itself, or a copy if they are cut. All processes must ask."
-    if not self.sharded: return self.trainer.model
+    if not self.sharded:
+        return self.trainer.model
     model = _unsharded(self.trainer.model)
     model.load_state_dict({k: whole(v) for k, v in self.trainer.model.state_dict().items()})
     return model
 
 @patch
+def read_weights(self:Engine, file) -> dict: # name: tensor
+    "Weights from a safetensors file. `ValueError` unless they are those of the model, with the same shapes."
+    try: found = load_file(file)
+    except SafetensorError as e: raise ValueError(f'{file} is damaged: {e}') from e
+    ours, twins = self._tensors(), {}
+    for name, t in ours.items(): twins.setdefault(id(t), []).append(name)      # tied weights are one, and saved once
+    for names in twins.values():
+        there = [name for name in names if name in found]
+        if not there:
+            raise ValueError(f'{file} lacks {names[0]}')
+        for name in names: found.setdefault(name, found[there[0]])
+    if strange := sorted(found.keys() - ours.keys()):
+        raise ValueError(f'{file} holds {strange[0]}, which the model has not')
+    for name, t in ours.items():
+        if found[name].shape != t.shape or found[name].is_floating_point() != t.is_floating_point():
+            raise ValueError(f'{file}: {name} is {_describe(found[name])}, not {_describe(t)}')
+    return found
+
+def _describe(t): return f'{tuple(t.shape)} of {str(t.dtype).removeprefix("torch.")}'
+
+@patch
+def _tensors(self:Engine):
+    named = unwrap(self.trainer.model).state_dict(keep_vars=True)
+    return {plain_name(name): t for name, t in named.items()}
+
+@patch
 @torch.no_grad()
-def load_weights(self:Engine, file):
-    "Weights from a safetensors file, of which each process takes its part."
-    model = self.trainer.model if not self.sharded else _unsharded(self.trainer.model)
-    load_model(model, file)
-    if self.sharded:
-        for p, q in zip(self.trainer.model.parameters(), model.parameters()): p.copy_(slice_like(q, p))
+def set_weights(self:Engine, weights:dict): # from `read_weights`
+    "Of each weight, this process takes its part."
+    for name, t in self._tensors().items(): t.copy_(slice_like(weights[name], t))
 
 # %% ../nbs/08_scaling.ipynb #badae2ee
 @patch
@@ -389,9 +442,15 @@ def optimizer_state(self:Engine) -> dict:
 def load_optimizer(self:Engine, state:dict):
     "Put back what `optimizer_state` gave, also on another number of processes."
     if self.sharded:
-        params = [p for g in self.trainer.optimizer.param_groups for p in g['params']]
-        state['state'] = {i: {k: slice_like(v, params[i]) for k, v in s.items()} for i, s in state['state'].items()}
+        state = _cut_state(self.trainer.optimizer, state)
     self.trainer.optimizer.load_state_dict(state)
+
+def _cut_state(optimizer, state):
+    if hasattr(optimizer, 'optimizers'):                                 # several as one, chapter 06
+        return {'optimizers': [_cut_state(o, s) for o, s in zip(optimizer.optimizers, state['optimizers'])]}
+    params = [p for g in optimizer.param_groups for p in g['params']]
+    cut = {i: {k: slice_like(v, params[i]) for k, v in s.items()} for i, s in state['state'].items()}
+    return state | {'state': cut}
 
 # %% ../nbs/08_scaling.ipynb #90c8388c
 PEAKS = { # part of a device's name: 10**12 operations per second

@@ -3,23 +3,29 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import tempfile
 import time
+import warnings
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
 import mingpt_nb.checkpoints
+from mingpt_nb import scaling
 from mingpt_nb.bpe import CharTokenizer, train_bpe
-from mingpt_nb.checkpoints import CheckpointError, check, checkpoints, export, find_model
+from mingpt_nb.checkpoints import CheckpointError, OtherRun, check, checkpoints, export, find_model, held_out_loss, prune
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import DataError, Trainer, TrainingDiverged, save_model
-from mingpt_nb.utils import set_seed
+from mingpt_nb.utils import cli, set_seed
 import processes
 from processes import finish
 
+resource = pytest.importorskip('resource') if os.name != 'nt' else None
 posix = pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
 
 PROGRAM = '''
@@ -92,7 +98,7 @@ def test_twenty_kills_change_nothing(tmp_path):
     assert rows[0] == rows[1] and [json.loads(r)['iter'] for r in rows[0].splitlines()] == list(range(200))
     for folder in killed, straight:
         assert [p.name for p in checkpoints(folder/'out')] == ['step-00000190', 'step-00000195', 'step-00000200']
-        assert sorted(p.name for p in (folder/'out').iterdir()) == ['checkpoints', 'metrics.jsonl']
+        assert {p.name for p in (folder/'out').iterdir() if 'set-aside' not in p.name} == {'checkpoints', 'metrics.jsonl'}
     out, _ = finish(start(killed))                                  # complete: nothing is trained, nothing is saved
     assert digest(out) == digest(want) and 'step' not in out and 'sav' not in out
 
@@ -189,7 +195,7 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path, finished, name, da
     assert len(caught) == 1 and (name in str(caught[0].message) or name == 'SHA256SUMS')
     assert torch.equal(flat(t), flat(finished)) and t.history == finished.history
     check(newest)                                                   # written again
-    assert [p.name for p in (tmp_path/'run'/'set-aside-1').iterdir()] == ['step-00000006']
+    assert [p.name for p in checkpoints(tmp_path/'run'/'set-aside-1')] == ['step-00000006']
 
 
 def test_all_damaged_is_a_fresh_start(tmp_path, finished):
@@ -198,7 +204,7 @@ def test_all_damaged_is_a_fresh_start(tmp_path, finished):
     t = trainer(tmp_path/'run', checkpoint_every=2, resume='auto')
     with pytest.warns(UserWarning) as caught: t.run()
     assert len(caught) == 3 and torch.equal(flat(t), flat(finished))
-    assert [p.name for p in checkpoints(tmp_path/'run')] == ['step-00000002', 'step-00000004', 'step-00000006']
+    for folder in 'run', 'run/set-aside-1': assert [p.name for p in checkpoints(tmp_path/folder)] == ['step-00000002', 'step-00000004', 'step-00000006']
 
 
 @pytest.mark.parametrize('other, says', [
@@ -297,6 +303,234 @@ def test_the_run_is_not_replaced_by_its_checkpoint(tmp_path):
     for target in tmp_path, tmp_path/'checkpoints', tmp_path/'metrics.jsonl', tmp_path/'metrics.jsonl'/'below':
         with pytest.raises(CheckpointError): t.save_checkpoint(target)
     assert contents(tmp_path) == before
+
+
+def test_no_model_is_written_into_a_checkpoint(tmp_path, finished):
+    shutil.copytree(finished.config.work_dir, tmp_path/'run')
+    before, at = contents(tmp_path), checkpoints(tmp_path/'run')[-1]
+    for write in lambda: export(at, at), lambda: export(tmp_path/'run', at), lambda: save_model(finished.model, at), lambda: finished.model.save_pretrained(at):
+        with pytest.raises(ValueError, match='is a checkpoint'): write()
+    assert contents(tmp_path) == before
+
+
+def a_run(folder, **kw):
+    "A run with all that the programs of this package leave in its folder."
+    t = trainer(folder, checkpoint_every=2, **kw)
+    t.run()
+    save_model(t.model, folder/'model')
+    for name in 'config.json', 'args.txt', 'training.png': (folder/name).write_text(f'the {name} of the first run')
+    return contents(folder)
+
+
+def test_a_start_that_does_not_fit_is_refused_and_changes_nothing(tmp_path):
+    before = a_run(tmp_path)
+    with pytest.raises(OtherRun, match='batch_size is 5 here, and 4 in the checkpoint. To start over, set resume=None'):
+        trainer(tmp_path, checkpoint_every=2, batch_size=5, resume='auto').run()
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize('left', ['checkpoints', 'no checkpoints', 'damaged ones'])
+def test_what_an_earlier_run_has_left_is_set_aside_whole(tmp_path, left):
+    a_run(tmp_path)
+    for p in checkpoints(tmp_path):
+        if left == 'no checkpoints': shutil.rmtree(p)
+        if left == 'damaged ones': flip(p/'model.safetensors')
+    before = contents(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        trainer(tmp_path, checkpoint_every=2, batch_size=5, resume=None if left == 'checkpoints' else 'auto').run()
+    after = contents(tmp_path/'set-aside-1')
+    assert after == before or after == {k: v for k, v in before.items() if k != 'checkpoints'}
+    assert not (tmp_path/'model').exists() and len((tmp_path/'metrics.jsonl').read_text().splitlines()) == 6
+    t = trainer(tmp_path/'set-aside-1', checkpoint_every=2, resume='auto')      # it is still a run
+    if left == 'checkpoints':
+        t.run()
+        assert t.iter_num == 6 and not (tmp_path/'set-aside-1'/'set-aside-1').exists()
+
+
+def test_going_back_keeps_a_copy_of_what_came_after(tmp_path):
+    before = a_run(tmp_path)
+    t = trainer(tmp_path, checkpoint_every=2, resume=tmp_path/'checkpoints'/'step-00000002')
+    t.run()
+    after = contents(tmp_path/'set-aside-1')
+    assert {k: v for k, v in before.items() if 'step-00000002' not in k} == after
+    assert [r['iter'] for r in t.history] == list(range(6))
+    for n, work_dir in ('4', tmp_path), ('6', tmp_path/'set-aside-1'):
+        back = trainer(resume=work_dir/'checkpoints'/f'step-0000000{n}')
+        assert back.begin() is None and [r['iter'] for r in back.history] == list(range(int(n)))
+
+
+def test_a_program_asks_before_it_writes(tmp_path, capsys):
+    line = ['adder', '--data.ndigit=1', f'--system.work_dir={tmp_path}', '--trainer.max_iters=4', '--trainer.checkpoint_every=2',
+            '--trainer.resume=auto', '--trainer.lr_schedule=constant']
+    cli(line)
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit, match='weight_decay is 0.5 here'): cli([*line, '--trainer.weight_decay=0.5'])
+    assert contents(tmp_path) == before
+    cli([*line[:-2], '--trainer.lr_schedule=constant', '--trainer.weight_decay=0.5'])
+    assert contents(tmp_path/'set-aside-1') == before
+
+
+def test_what_is_on_another_disk_is_set_aside_there(tmp_path):
+    other = Path('/dev/shm')
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev: pytest.skip('one disk only')
+    with tempfile.TemporaryDirectory(dir=other) as far:
+        (tmp_path/'checkpoints').symlink_to(far)
+        trainer(tmp_path, checkpoint_every=2).run()
+        trainer(tmp_path, checkpoint_every=2, keep_last=1).run()
+        for folder, n in (tmp_path, 1), (tmp_path/'set-aside-1', 3): assert len(checkpoints(folder)) == n
+        assert len(list(Path(far).glob('**/step-*'))) == 4 and len(trainer(tmp_path/'set-aside-1', resume='auto').history) == 0
+        t = trainer(tmp_path/'set-aside-1', resume='auto')
+        t.begin()
+        assert t.iter_num == 6 and len(t.history) == 6
+
+
+class Cut(Exception): pass
+
+
+def stop_at(step):
+    def callback(t):
+        if t.iter_num == step: raise Cut
+    return callback
+
+
+def cut_and_resumed(folder, before=lambda t: None, after={}, step=4, **kw):
+    "Two trainers with the same data: one runs through, one is cut off and resumed; `before` happens to both, `after` are settings of the second life."
+    straight = trainer(**kw)
+    before(straight)
+    straight.run()
+    first = trainer(folder, checkpoint_every=2, **kw)
+    before(first)
+    first.add_callback('on_batch_end', stop_at(step))
+    with pytest.raises(Cut): first.run()
+    t = trainer(folder, checkpoint_every=2, resume='auto', **kw | after)
+    t.run()
+    return straight, t
+
+
+def no_room_in_step_1(t):
+    def hook(model, args):
+        if t.iter_num == 1 and len(args[0]) > 2: raise torch.OutOfMemoryError('CUDA out of memory')
+    t.model.register_forward_pre_hook(hook)
+
+
+@pytest.mark.filterwarnings('ignore:step 1. out of memory')
+def test_a_run_goes_on_in_as_many_parts_as_it_had(tmp_path):
+    straight, t = cut_and_resumed(tmp_path, no_room_in_step_1)
+    assert straight.engine.parts == t.engine.parts == 2
+    assert t.history == straight.history and torch.equal(flat(t), flat(straight))
+
+
+class Noisy(Rows):
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return (x + torch.randint(2, x.shape) + random.randrange(2) + numpy.random.randint(2)) % 11, y
+
+
+@pytest.mark.parametrize('workers', [(0, 1), (2, 0)])
+def test_workers_may_come_and_go_also_with_random_data(tmp_path, workers):
+    straight, t = cut_and_resumed(tmp_path, data=Noisy(), num_workers=workers[0], after=dict(num_workers=workers[1]), check_alignment=False)
+    assert t.history == straight.history and torch.equal(flat(t), flat(straight))
+
+
+def test_random_data_are_looked_at_without_a_trace(tmp_path):
+    def looking(n):
+        t = trainer(evaluate=Noisy(), eval_every=n, check_alignment=False)
+        t.run()
+        return t
+    seldom, often = looking(4), looking(1)
+    assert torch.equal(flat(seldom), flat(often))
+    assert seldom.history[-1] == often.history[-1]
+
+
+def test_the_type_is_what_it_was(tmp_path, monkeypatch):
+    machines = iter([torch.bfloat16, torch.bfloat16, torch.float32])     # two lives on one machine, and one on another
+    monkeypatch.setattr(scaling, 'pick_dtype', lambda device: next(machines))
+    straight, t = cut_and_resumed(tmp_path, model=dict(model_type=None, n_layer=1, n_head=2, n_embd=64))
+    assert t.engine.dtype == torch.bfloat16 and t.history == straight.history and torch.equal(flat(t), flat(straight))
+    assert next(machines, None) is None
+
+
+@pytest.mark.parametrize('other', [dict(accumulate=2), dict(compile=True), dict(dtype='bfloat16')])
+def test_other_bits_are_refused_unless_asked_for(tmp_path, finished, other, monkeypatch):
+    monkeypatch.setattr(torch, 'compile', lambda model: model)
+    (name, value), = other.items()
+    shutil.copytree(finished.config.work_dir, tmp_path/'run')
+    t = trainer(tmp_path/'run', resume='auto', checkpoint_every=2, max_iters=8, **other)
+    before = contents(tmp_path)
+    with pytest.raises(OtherRun, match=f'would go on with other bits: {name} is {value} here, and .* If that is meant, set same_bits=False'): t.run()
+    assert contents(tmp_path) == before
+    t = trainer(tmp_path/'run', resume='auto', checkpoint_every=2, max_iters=8, same_bits=False, **other)
+    t.begin()
+    assert t.iter_num == 6 and torch.equal(flat(t), flat(finished))
+
+
+def test_a_kill_in_the_last_pruning_is_made_good(tmp_path, monkeypatch, finished):
+    run = tmp_path/'run'
+    def life(k):
+        "Remove folders k times, then be cut off."
+        calls, real = iter(range(100)), shutil.rmtree
+        def rmtree(path, **kw):
+            if Path(path).name.endswith('.gone') and not kw and next(calls) >= k: raise Cut
+            real(path, **kw)
+        with monkeypatch.context() as m:
+            m.setattr(shutil, 'rmtree', rmtree)
+            trainer(run, checkpoint_every=1, keep_last=1, resume='auto').run()
+    for k in range(5):
+        shutil.rmtree(run, ignore_errors=True)
+        with pytest.raises(Cut): life(k)
+    assert checkpoints(run)[-1].name == 'step-00000006' and list(run.glob('checkpoints/.*'))      # k = 4: the last one
+    shutil.copytree(run/'checkpoints'/'step-00000006', run/'checkpoints'/'step-00000003')         # and one not yet begun
+    again = trainer(run, checkpoint_every=1, keep_last=1, resume='auto', max_iters=6)
+    again.run()
+    assert again.iter_num == 6 and [p.name for p in (run/'checkpoints').iterdir()] == ['step-00000006'] and torch.equal(flat(again), flat(finished))
+
+
+class Room:
+    "Callback: files may not be larger than 100,000 bytes from step `first` to step `last`, as on a full disk."
+    def __init__(self, first, last): self.first, self.last = first, last
+
+    def __call__(self, t):
+        if t.iter_num == self.first: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        if t.iter_num == self.last: self.end()
+
+    def end(self): resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+
+@posix
+@pytest.mark.parametrize('last', [4, 9])
+def test_a_full_disk_ends_the_run_only_at_the_last_save(tmp_path, finished, last):
+    t, room = trainer(tmp_path, checkpoint_every=2), Room(2, last)
+    t.add_callback('on_batch_end', room)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            if last == 4: t.run()
+            else:
+                with pytest.raises(CheckpointError, match='step-00000006: File too large; [0-9,]+ bytes are free there$'): t.run()
+    finally: room.end()
+    line = r'cannot write a checkpoint of 1,\d\d\d,\d\d\d bytes into .*step-0000000[46]: File too large; [\d,]+ bytes are free there. Trying again at the next checkpoint'
+    assert len(caught) == 1 + (last == 9) and all(re.fullmatch(line, str(w.message)) for w in caught)
+    assert [p.name for p in sorted((tmp_path/'checkpoints').iterdir())] == ['step-00000002', 'step-00000006'][:3 - len(caught)]
+    assert torch.equal(flat(t), flat(finished)) and len((tmp_path/'metrics.jsonl').read_text().splitlines()) == 6
+    for p in checkpoints(tmp_path): check(p)
+
+
+@posix
+def test_rows_that_found_no_room_are_written_later(tmp_path):
+    t = trainer(tmp_path, checkpoint_every=2, keep_last=9)
+    def crowd(t):
+        if t.iter_num == 1: resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path/'metrics.jsonl').stat().st_size + 20, resource.RLIM_INFINITY))
+        if t.iter_num == 3: Room(0, 0).end()
+    t.add_callback('on_batch_end', crowd)
+    try:
+        with pytest.warns(UserWarning, match='cannot write metrics.jsonl into .*: File too large; .* Trying again after each step|cannot write a checkpoint'): t.run()
+    finally: Room(0, 0).end()
+    assert [json.loads(r)['iter'] for r in (tmp_path/'metrics.jsonl').read_text().splitlines()] == list(range(6))
+    for n in 4, 6:
+        back = trainer()
+        back.load_checkpoint(tmp_path/'checkpoints'/f'step-0000000{n}')
+        assert back.history == t.history[:n]
 
 
 class Broken(Rows):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mingpt_nb.checkpoints import checkpoints
+from mingpt_nb.checkpoints import OtherRun, checkpoints
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import Trainer, load_model
 from mingpt_nb.utils import set_seed
@@ -95,7 +95,8 @@ def test_two_processes_are_one(tmp_path, straight):
     assert out.count('done 50 2') == 1 and out.count('step') == 50      # one speaks for both
     assert rows(tmp_path/'out') == pytest.approx(losses(straight), abs=1e-5)
     shutil.rmtree(checkpoints(tmp_path/'out')[-1])
-    one = new_trainer(f'--work_dir={tmp_path/"out"}', '--resume=auto')   # and goes on alone
+    with pytest.raises(OtherRun, match='processes is 1 here, and 2'): new_trainer(f'--work_dir={tmp_path/"out"}', '--resume=auto').run()
+    one = new_trainer(f'--work_dir={tmp_path/"out"}', '--resume=auto', '--same_bits=false')   # and goes on alone
     one.run()
     assert one.checkpoint.name == 'step-00000025' and losses(one) == pytest.approx(losses(straight), abs=1e-5)
     assert torch.allclose(flat(one.model), flat(straight.model), atol=1e-4)
@@ -104,9 +105,9 @@ def test_two_processes_are_one(tmp_path, straight):
 @torchrun
 def test_one_process_goes_on_as_two_slices_and_back(tmp_path, straight):
     new_trainer(f'--work_dir={tmp_path/"out"}', '--checkpoint_every=25', '--max_iters=25').run()
-    pair(tmp_path, 'plain', '--work_dir=out', '--checkpoint_every=20', '--resume=auto', '--parallel=fsdp', '--accumulate=4', '--max_iters=40')
+    pair(tmp_path, 'plain', '--work_dir=out', '--checkpoint_every=20', '--resume=auto', '--parallel=fsdp', '--accumulate=4', '--max_iters=40', '--same_bits=false')
     assert [p.name for p in checkpoints(tmp_path/'out')] == ['step-00000025', 'step-00000040']
-    back = new_trainer(f'--work_dir={tmp_path/"out"}', '--checkpoint_every=25', '--resume=auto')
+    back = new_trainer(f'--work_dir={tmp_path/"out"}', '--checkpoint_every=25', '--resume=auto', '--same_bits=false')
     back.run()
     assert losses(back) == pytest.approx(losses(straight), abs=1e-5)
     assert torch.allclose(flat(load_model(checkpoints(tmp_path/'out')[-1])[0]), flat(straight.model), atol=1e-4)
