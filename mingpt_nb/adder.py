@@ -151,7 +151,7 @@ def right_digits(
             raise ValueError(f'problems of {x.size(1)} tokens do not fit a model with block_size={model.block_size}')
         n = int((y[0] == -1).sum()) + 1                           # tokens in the question
         answer = y[:, n - 1:]
-        written = model.generate(x[:, :n].to(device), answer.size(1))[:, n:]
+        written = model.generate(x[:, :n].to(device), answer.size(1), allowed=range(10))[:, n:]
         right.append(written.cpu() == answer)
     return torch.cat(right)
 
@@ -166,7 +166,7 @@ def add(model:GPT, a:int, b:int) -> int:
     a, b = (_operand(number, n) for number in (a, b))
     question = [[int(digit) for digit in f'{a:0{n}}{b:0{n}}']]
     question = torch.tensor(question, device=next(model.parameters()).device)
-    answer = model.generate(question, n + 1)[0, 2 * n:].flip(0)   # highest digit first
+    answer = model.generate(question, n + 1, allowed=range(10))[0, 2 * n:].flip(0)     # highest digit first
     return int(''.join(map(str, answer.tolist())))
 
 def _operand(number, n):

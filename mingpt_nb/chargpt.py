@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 # %% ../nbs/06_chargpt.ipynb #25c0e5f1
 from .adder import cpu_threads, prepare, save_plot
-from .bpe import CharTokenizer
+from .bpe import CharTokenizer, known_ids
 from .checks import as_integer, check_sampling
 from .data import DownloadError, TokenDataset, bits_per_character, english, fetch, id_dtype, read_pieces, split, write_ids
 from .model import GPT
@@ -229,7 +229,8 @@ def write_text(
     length, seed = as_integer('length', length, low=0), as_integer('seed', seed)
     generator = torch.Generator(device).manual_seed(seed)
     idx = torch.tensor([tokenizer.encode(prompt)], device=device)          # (1, T)
-    new = model.generate(idx, length, do_sample=True, generator=generator, **how)
+    new = model.generate(idx, length, do_sample=True, generator=generator,
+                         allowed=known_ids(tokenizer), **how)
     return tokenizer.decode(new[0].tolist())
 
 # %% ../nbs/06_chargpt.ipynb #e4636431

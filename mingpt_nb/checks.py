@@ -6,7 +6,7 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/checks.html.md"""
 
 # %% auto #0
 __all__ = ['as_python', 'as_integer', 'as_number', 'as_tensor', 'check_ids', 'check_idx', 'check_targets', 'check_stops',
-           'check_sampling', 'check_logits']
+           'check_allowed', 'check_sampling', 'check_logits']
 
 # %% ../nbs/95_checks.ipynb #2c823d1d
 import math
@@ -147,6 +147,21 @@ def check_stops(
     if ids.dim() > 1:
         raise ValueError(f'stop_tokens must be one id or a flat list, got shape {tuple(ids.shape)}')
     return ids.flatten().tolist()
+
+# %% ../nbs/95_checks.ipynb #40d1be42
+def check_allowed(
+    allowed, # None, or ids: a list, a range, the keys of a dictionary, an array, a tensor
+    vocab_size:int,
+): # -> BoolTensor (vocab_size,), True for what may be drawn; None: all
+    "The ids that may be drawn, of those that the model has. `ValueError` if that is none."
+    if allowed is None:
+        return None
+    ids = as_tensor(allowed, 'allowed').cpu().flatten().long()
+    mask = torch.zeros(vocab_size, dtype=torch.bool)
+    mask[ids[(ids >= 0) & (ids < vocab_size)]] = True
+    if not mask.any():
+        raise ValueError(f'allowed holds none of the {vocab_size} ids of the model')
+    return None if mask.all() else mask
 
 # %% ../nbs/95_checks.ipynb #0356b915
 def check_sampling(

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 # %% ../nbs/05_gpt2.ipynb #025941d4
-from .bpe import CharTokenizer, Encoder, check_fit, get_encoder, load_tokenizer, look_up
-from .checks import as_integer, as_tensor, check_ids, check_idx, check_logits
+from .bpe import CharTokenizer, Encoder, check_fit, get_encoder, known_ids, load_tokenizer, look_up
+from .checks import check_allowed, as_integer, as_tensor, check_ids, check_idx, check_logits
 from .checks import check_sampling
 from .files import about, as_path, misfits, read_json, write_model
 from .model import ACTIVATIONS, GPT, default_config
@@ -306,7 +306,8 @@ def next_tokens(
     with evaluating(model):
         logits = model.next_logits(idx).float()                       # (1, V)
     check_logits(logits, position=idx.size(1))
-    p, order = logits[0].softmax(-1).topk(min(k, V))
+    if (mask := check_allowed(known_ids(tokenizer), V)) is not None: logits = logits.masked_fill(~mask.to(logits.device), -math.inf)
+    p, order = logits[0].softmax(-1).topk(min(k, V if mask is None else int(mask.sum())))
     return [(tokenizer.decode([i]), q) for i, q in zip(order.tolist(), p.tolist())]
 
 # %% ../nbs/05_gpt2.ipynb #70234f68
@@ -406,7 +407,7 @@ def stream_text(
     end = getattr(tokenizer, 'special_tokens', {}).get(END, math.inf)
     stops = [end] if end < model.config.vocab_size else []           # a model may lack it
     steps = model.stream(ids, max_new_tokens, temperature, True, top_k, top_p, stop_tokens=stops,
-                         generator=generator)
+                         generator=generator, allowed=known_ids(tokenizer))
     new = takewhile(lambda i: i != end, (step.item() for step in steps))
     yield from filter(None, pieces(tokenizer, new))
 

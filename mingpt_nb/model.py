@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 # %% ../nbs/02_model.ipynb #39ec1865
 from .attention import CausalSelfAttention, KVCache
-from .checks import (as_integer, as_number, as_python, check_ids, check_idx, check_logits,
+from .checks import (as_integer, as_number, as_python, check_allowed, check_ids, check_idx, check_logits,
                               check_sampling, check_stops, check_targets)
 from .utils import CfgNode, ConfigError, evaluating, patch, plain_name
 
@@ -355,6 +355,7 @@ def stream(self:GPT,
     stop_tokens=None,
     use_cache:bool=True,
     generator=None,
+    allowed=None,
 ):
     "Yield the next token of each sequence, LongTensor (B,), up to `max_new_tokens` times."
     V = self.config.vocab_size
@@ -368,9 +369,12 @@ def stream(self:GPT,
     caches = self.new_caches(B, min(end, self.block_size)) if use_cache else None
     stops = torch.tensor(stop_tokens, device=idx.device)
     stopped = idx.new_zeros(B, dtype=torch.bool)
+    mask = check_allowed(allowed, V)
     for n in range(T, end):
         with evaluating(self):
             logits = self.next_logits(ids[:, :n], caches)               # (B, V)
+        if mask is not None:
+            logits = logits.masked_fill(~mask.to(logits.device), -math.inf)
         new = draw(logits, temperature, do_sample, top_k, top_p, generator, position=n)
         if stop_tokens:
             new = torch.where(stopped, ids[:, n - 1], new)
@@ -410,12 +414,13 @@ def generate(self:GPT,
     stop_tokens=None, # an id or several: end a sequence after one of them
     use_cache:bool=True, # keep keys and values of the past; same tokens, faster
     generator=None, # torch.Generator on the model's device, for reproducible draws
+    allowed=None, # the ids that may be drawn, as from `known_ids(tokenizer)`; None: all
 ):
     "`idx` with up to `max_new_tokens` tokens appended, LongTensor (B, T + n)."
     idx = check_idx(idx, self.config.vocab_size)
     with evaluating(self):                                              # once for all tokens
         new = list(self.stream(idx, max_new_tokens, temperature, do_sample, top_k, top_p,
-                               stop_tokens, use_cache, generator))
+                               stop_tokens, use_cache, generator, allowed))
     return torch.cat((idx, *(t[:, None] for t in new)), dim=1)
 
 # %% ../nbs/02_model.ipynb #926e7654

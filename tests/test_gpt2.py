@@ -594,3 +594,19 @@ def test_a_wrapped_model_is_saved_as_the_model(tmp_path, words, wrap):
             assert again.config.to_dict() == model.config.to_dict()
             for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
                 assert torch.equal(p, q), name
+
+
+def test_ids_that_the_tokenizer_lacks_are_not_drawn(tmp_path, words, capsys):
+    "A vocabulary padded to three times its size, from the command line and in functions."
+    from mingpt_nb.chargpt import write_text
+    for save in save_model, gpt2.save_pretrained:
+        model = tiny(vocab_size=900)
+        torch.nn.init.normal_(model.lm_head.weight)
+        save(model, tmp_path, words)
+        for more in [], ['--temperature=0'], ['--top_k=900'], ['--top_p=0.9']:
+            gpt2.main([f'--model={tmp_path}', '--device=cpu', '--max_new_tokens=60', '--seed=1', *more, 'the cat'])
+            assert len(capsys.readouterr().out) > 30
+        model, tokenizer = gpt2.load(tmp_path, 'cpu')
+        assert model.generate(torch.tensor([[1]]), 60, do_sample=True).max() >= words.vocab_size
+        assert len(gpt2.next_tokens(model, tokenizer, 'the', k=900)) == len(words.encoder)
+    assert len(write_text(model, CharTokenizer('abc'), 'a', 100)) == 101
