@@ -6,11 +6,11 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/scaling.html.md"""
 
 # %% auto #0
 __all__ = ['GAINS', 'QUICK', 'PEAKS', 'parts', 'choose_dtype', 'keep_mask', 'QuickDropout', 'QuickAttention', 'QuickGELU',
-           'swapped', 'precision', 'local_device', 'rank_seed', 'Engine', 'shard', 'whole', 'slice_like', 'peak',
-           'flops_per_token', 'speed']
+           'swapped', 'precision', 'local_device', 'rank_seed', 'tell_once', 'Engine', 'shard', 'NoTalk', 'whole',
+           'slice_like', 'peak', 'flops_per_token', 'speed']
 
 # %% ../nbs/08_scaling.ipynb #2b99a25c
-import atexit, contextlib, gc, logging, math, os, re, sys, warnings
+import atexit, contextlib, datetime, gc, logging, math, os, re, sys, traceback, warnings
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -20,12 +20,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 # %% ../nbs/08_scaling.ipynb #f2bc56d6
 from .attention import CausalSelfAttention
 from .model import GPT, NewGELU
-from .utils import ConfigError, layers, patch, pick_dtype, plain_name, set_seed, unwrap
+from .utils import (ConfigError, RunError, first_to_fail, layers, patch, pick_dtype,
+                             plain_name, set_seed, unwrap)
 
 # %% ../nbs/08_scaling.ipynb #67882586
 def parts(
@@ -121,6 +123,7 @@ def local_device(device:str) -> str:
     "Join the other processes if `torchrun` or Slurm has started some; returns the device of this one."
     env = os.environ
     if 'WORLD_SIZE' not in env or 'MASTER_ADDR' not in env: return device
+    sys.excepthook = tell_once
     kind, local = torch.device(device).type, int(env.get('LOCAL_RANK', 0))
     if kind == 'cuda':
         device = f'cuda:{local}'
@@ -129,7 +132,8 @@ def local_device(device:str) -> str:
         store, rank, world = next(rendezvous('env://'))
         store = dist.PrefixStore(env.get('TORCHELASTIC_RESTART_COUNT', '0'), store)      # it still has the addresses of those who died
         dist.init_process_group('cpu:gloo,cuda:nccl' if kind == 'cuda' else 'gloo', store=store, rank=rank, world_size=world)
-    if dist.get_rank():                                                  # one speaks for all; errors go to stderr
+    sys.excepthook = tell_once                                       # torch has put its own there
+    if dist.get_rank():                                                  # one speaks for all
         logging.disable()
         sys.stdout = open(os.devnull, 'w')
     return device
@@ -137,6 +141,18 @@ def local_device(device:str) -> str:
 def rank_seed(seed:int, step:int, rank:int) -> int:
     "A seed for `rank` alone, the same whenever this step is taken."
     return np.random.SeedSequence([seed, step, rank]).generate_state(1).item()
+
+# %% ../nbs/08_scaling.ipynb #49e9198c
+def tell_once(kind, error, trace):
+    """In place of `sys.excepthook`: of many processes the first that fails says why. A traceback
+    follows where the message does not say all."""
+    if not first_to_fail():
+        return
+    rank, world = os.environ.get('RANK', 0), os.environ.get('WORLD_SIZE', 1)
+    lines = [f'rank {rank} of {world}: {kind.__name__}: {error}\n']
+    if not issubclass(kind, (ConfigError, RunError, KeyboardInterrupt, torch.OutOfMemoryError)):
+        lines += traceback.format_exception(kind, error, trace)[:-1]
+    sys.stderr.write(''.join(lines))
 
 # %% ../nbs/08_scaling.ipynb #87548a6d
 class Engine:
@@ -152,7 +168,7 @@ class Engine:
         self.compiling = self.compiled = c.compile or any('_orig_mod' in m._modules for m in self.given)
         self.use(choose_dtype(c.dtype, trainer.device, trainer.model))
         if self.kind == 'cuda': torch.set_float32_matmul_precision('high')     # float32 products with 10 bits of precision, TF32
-        self.sharded, self.net = False, None
+        self.sharded, self.net, self.event = False, None, None
         self.net = self.wrap()
         if self.world > 1: atexit.register(self.close)
 
@@ -206,7 +222,9 @@ def share(self:Engine, batches):
 @patch
 def sum(self:Engine, t):
     "The sum of a tensor over all processes."
-    if self.world > 1: dist.all_reduce(t)
+    if self.world > 1:
+        self.check_company()
+        dist.all_reduce(t)
     return t
 
 @patch
@@ -218,6 +236,7 @@ def data_seed(self:Engine) -> int:
 def agree(self:Engine, n:int) -> int:
     "The largest of the processes' numbers."
     if self.world == 1: return n
+    self.check_company()
     n = torch.tensor(int(n))                                             # on the CPU, also with GPUs
     dist.all_reduce(n, dist.ReduceOp.MAX)
     return n.item()
@@ -313,6 +332,60 @@ def is_finite(self:Engine, p) -> bool:
 def overflowed(self:Engine) -> bool:
     "Is a gradient that is not finite the scale's fault, so that a smaller one may help?"
     return self.scaler.is_enabled() and math.isfinite(self.trainer.loss) and self.scaler.get_scale() > 1
+
+# %% ../nbs/08_scaling.ipynb #816f31c6
+class NoTalk(TorchDispatchMode):
+    "Within the block a tensor that needs other processes is a `RunError`."
+    def __init__(self, why):
+        super().__init__()
+        self.why = why
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if DTensor in types:
+            return NotImplemented                            # it comes back in its parts
+        if 'c10d' in func.namespace:
+            raise RunError(self.why)
+        return func(*args, **(kwargs or {}))
+
+@patch
+@contextlib.contextmanager
+def alone(self:Engine, event:str): # what callbacks are called for
+    """Within the block this process acts alone. `RunError` if it needs the others, or changes
+    weights or settings that all must share."""
+    if self.world == 1:
+        yield
+        return
+    self.event, before = event, self._shared()
+    try:
+        needs = self._only_first('needs the other processes')
+        with NoTalk(needs) if self.sharded else contextlib.nullcontext():
+            yield
+        if self._shared() != before:
+            raise RunError(self._only_first('has changed weights or settings'))
+    finally:
+        self.event = None
+
+@patch
+def check_company(self:Engine):
+    "`RunError` if the others will not answer, since this process acts alone."
+    if self.event:
+        raise RunError(self._only_first('needs the other processes'))
+
+@patch
+def _only_first(self:Engine, what):
+    fsdp = ' With FSDP it must not use the model, whose slices the others hold.'
+    return (f'step {self.trainer.iter_num}: a callback of {self.event} {what}, and runs in the '
+            f'first process only.{fsdp if self.sharded else ""} What all must do belongs into a '
+            'class of your own, derived from Trainer')
+
+@patch
+def _shared(self:Engine):
+    "What must stay the same: a sum over the bits of each weight, and the settings."
+    bits, sums = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}, []
+    for p in self.trainer.model.parameters():
+        mine = (p.to_local() if isinstance(p, DTensor) else p).detach().contiguous()
+        sums.append(mine.view(bits[p.element_size()]).sum(dtype=torch.int64))
+    return torch.stack(sums).tolist(), dict(vars(self.trainer.config))
 
 # %% ../nbs/08_scaling.ipynb #b548381b
 @patch

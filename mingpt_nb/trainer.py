@@ -243,10 +243,10 @@ class Trainer:
     "Trains `model` on `train_dataset`, items (x, y), by `run()`. Names and callbacks as in minGPT."
 
     def __init__(self, config, model, train_dataset, eval_dataset=None): # the last: held-out data, for `eval`
-        check_config(config)
-        self.config, self.train_dataset, self.eval_dataset = config, train_dataset, eval_dataset
         from mingpt_nb.scaling import Engine, local_device
         self.device = local_device(pick_device(config.device))
+        check_config(config)
+        self.config, self.train_dataset, self.eval_dataset = config, train_dataset, eval_dataset
         self.model = unwrap(model).to(self.device)              # compiled, or in DDP: the model inside
         self.callbacks = defaultdict(list)
         self.seed = torch.initial_seed() if config.seed is None else config.seed
@@ -452,7 +452,9 @@ def _after_step(self:Trainer, bar, tokens, last):
         if not math.isfinite(loss): self._diverged(f'held-out loss {loss}', lr_at(n, c), 'the step was taken')
         self.history.append(dict(iter=n, eval_loss=loss))
         logger.info('step %d: loss %.4f, held-out loss %.4f', n, self.loss.item(), self.history[-1]['eval_loss'])
-    if self.engine.rank == 0: self.trigger_callbacks('on_batch_end')     # one process speaks for all, chapter 08
+    if self.engine.rank == 0:                                   # it speaks for all, chapter 08
+        with self.engine.alone('on_batch_end'):
+            self.trigger_callbacks('on_batch_end')
     bar.update()
     self.iter_num += 1
     now = time.time()

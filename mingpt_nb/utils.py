@@ -7,11 +7,12 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/utils.html.md"""
 # %% auto #0
 __all__ = ['WRAPPERS', 'COMMANDS', 'patch', 'ConfigError', 'RunError', 'plain', 'CfgNode', 'parse_value', 'set_seed',
            'make_folder', 'setup_logging', 'FolderInUse', 'hold', 'layers', 'unwrap', 'plain_name', 'pick_device',
-           'most_workers', 'machine_memory', 'pick_dtype', 'evaluating', 'need', 'write', 'mute', 'say', 'Bar', 'cli']
+           'most_workers', 'machine_memory', 'pick_dtype', 'evaluating', 'need', 'first_to_fail', 'write', 'mute',
+           'say', 'Bar', 'cli']
 
 # %% ../nbs/90_utils.ipynb #2ac5c824
-import builtins, difflib, errno, importlib, json, logging, operator, os, platform, random, re, sys
-import threading, time, typing
+import builtins, datetime, difflib, errno, importlib, json, logging, operator, os, platform
+import random, re, sys, threading, time, typing
 from ast import literal_eval
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -476,6 +477,21 @@ def need(
     except ImportError as e:
         raise ImportError(f"this needs {module.split('.')[0]}: pip install 'mingpt-nb[{extra}]'") from e
 
+# %% ../nbs/90_utils.ipynb #bf6799ef
+def first_to_fail() -> bool:
+    """Is this process the first of its job that asks? True where nobody else is there, or where
+    the launcher has no table."""
+    env = os.environ
+    if env.get('WORLD_SIZE', '1') == '1' or env.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
+        return True
+    try:
+        host, port = env['MASTER_ADDR'], int(env['MASTER_PORT'])
+        wait = datetime.timedelta(seconds=10)
+        table = torch.distributed.TCPStore(host, port, is_master=False, timeout=wait)
+        return table.add(f"mingpt_nb/failed/{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+    except Exception:                                             # the launcher is gone, too
+        return True
+
 # %% ../nbs/90_utils.ipynb #5b0c7a43
 def write(
     text:str,
@@ -562,7 +578,8 @@ def cli(
     except BrokenPipeError:
         raise SystemExit(141) from None
     except (ConfigError, RunError, OSError, MemoryError, torch.OutOfMemoryError) as e:
-        raise SystemExit(f'mingpt-nb {command}: {str(e) or type(e).__name__}') from None
+        says = f'mingpt-nb {command}: {str(e) or type(e).__name__}'
+        raise SystemExit(says if first_to_fail() else 1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:

@@ -66,13 +66,18 @@ def start(folder, *args, launcher=()):
     return processes.start('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', *launcher, 'program.py', *args, cwd=folder)
 
 
-def pair(folder, *args):
-    "The same in two processes with the environment that torchrun gives them; what the first of them says."
-    (folder/'program.py').write_text(PROGRAM)
+def both(folder, *args, program=PROGRAM, code=0):
+    "The same in two processes with the environment that torchrun gives them; (output, errors) of each."
+    (folder/'program.py').write_text(program)
     store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
     env = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(store.port), WORLD_SIZE='2', TORCHELASTIC_RESTART_COUNT='0', TORCHELASTIC_USE_AGENT_STORE='True')
     two = [processes.start('program.py', *args, cwd=folder, env=dict(env, RANK=rank, LOCAL_RANK=rank)) for rank in '01']
-    (out, _), (silence, _) = (finish(process) for process in two)
+    return [finish(process, code) for process in two]
+
+
+def pair(folder, *args):
+    "What the first of the two says."
+    (out, _), (silence, _) = both(folder, *args)
     assert silence == ''
     return out
 
@@ -222,3 +227,63 @@ print(t.history[-1]['loss'])
     assert run.returncode == 0, run.stderr
     assert float(run.stdout) == pytest.approx(losses(straight)[2], abs=1e-6)
     assert run.stderr.count('torch.compile failed, going on without') == 1, run.stderr
+
+
+FAILING = PROGRAM.split('if __name__')[0] + '''
+class Broken(Uneven):
+    def __getitem__(self, i): return super().__getitem__(i) if os.environ['RANK'] == '0' else {}[i]
+
+def mistake(t):
+    if t.iter_num == 2 and what == 'mine': raise ValueError('my own mistake')
+    if t.iter_num == 2 and what == 'generate': t.model.generate(torch.zeros(1, 1, dtype=torch.long), 3)
+
+what = sys.argv[1]
+trainer = new_trainer(*sys.argv[2:], data=Broken() if what == 'data' else None)
+trainer.add_callback('on_batch_end', mistake)
+trainer.run()
+'''
+
+
+@torchrun
+@pytest.mark.parametrize('what, args, rank, says', [
+    ('data', [], 1, 'DataError: train_dataset['), ('generate', ['--parallel=fsdp'], 0, 'RunError: step 2: a callback of on_batch_end needs the other processes'),
+    ('mine', [], 0, 'ValueError: my own mistake'), ('setting', ['--batch_size=0'], None, 'ConfigError: batch_size must be a positive integer, got 0')])
+def test_an_error_of_many_processes_is_told_once_and_first(tmp_path, what, args, rank, says):
+    errors = [err for _, err in both(tmp_path, what, *args, program=FAILING, code=1)]
+    first = next(i for i, err in enumerate(errors) if err) if rank is None else rank
+    lines = errors[first].splitlines()
+    assert lines[0].startswith(f'rank {first} of 2: {says}') and errors[1 - first] == ''
+    assert len(lines) == 1 if what != 'mine' else 'Traceback (most recent call last):' in lines
+
+
+ALONE = PROGRAM.split('if __name__')[0] + '''
+import torch.distributed as dist
+from mingpt_nb.utils import RunError
+def double(): w.data.mul_(2)
+def triple():
+    with torch.no_grad(): w.mul_(3)
+def flip(): w.data.neg_()
+def change_rate(): t.config.learning_rate = 1.
+def gather(): w.full_tensor()
+def forward(): t.model(torch.zeros(1, 4, dtype=torch.long))
+def save(): t.save_checkpoint('here')
+def barrier(): dist.all_reduce(torch.ones(1))
+def look(): w.to_local().sum() if t.engine.sharded else w.sum()
+t = new_trainer(*sys.argv[1:])
+t.optimizer = t.model.configure_optimizers(t.config)
+w = t.model.lm_head.weight
+for act in [double, triple, flip, change_rate, save, look] + [gather, forward, barrier] * t.engine.sharded:
+    if t.engine.rank: break
+    try:
+        with t.engine.alone('on_batch_end'): act()
+        print(act.__name__, 'is allowed')
+    except RunError as e: print(act.__name__, 'changed' if 'has changed weights or settings' in str(e) else 'needs' if 'needs the other processes' in str(e) else e)
+'''
+
+
+@torchrun
+@pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
+def test_what_a_callback_may_not_do_where_others_share_the_model(tmp_path, parallel):
+    said = both(tmp_path, f'--parallel={parallel}', program=ALONE)[0][0].splitlines()
+    want = ['double changed', 'triple changed', 'flip changed', 'change_rate changed', 'save needs', 'look is allowed']
+    assert said == want + ['gather needs', 'forward needs', 'barrier needs'] * (parallel == 'fsdp')
