@@ -10,6 +10,7 @@ import functools
 import gc
 import json
 import os
+import re
 import runpy
 import signal
 import socket
@@ -21,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+STRICT = re.findall('"(error|default:.*)",', (ROOT/'pyproject.toml').read_text(encoding='utf-8'))     # filters of warnings
+PYTHON = [sys.executable, *(word for filter in STRICT for word in ('-W', filter))]
 ENV = {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PYTHONPATH': str(ROOT), 'PYTHONIOENCODING': 'utf-8'}
 
 
@@ -29,7 +32,7 @@ def start(*args, cwd=None, env={}, plain=False, start_new_session=False):
     early = any(name.startswith('PYTHON') and name != 'PYTHONPATH' for name in env)         # what the interpreter reads when it starts
     args, env = [str(a) for a in args], {**os.environ, **ENV, **env}
     if plain or early or sys.platform != 'linux':
-        return subprocess.Popen([sys.executable, '-W', 'error', *args], cwd=cwd, env=env, text=True, encoding='utf-8', stdin=subprocess.DEVNULL,
+        return subprocess.Popen([*PYTHON, *args], cwd=cwd, env=env, text=True, encoding='utf-8', stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=start_new_session)
     return Program(dict(args=args, cwd=os.path.abspath(cwd or '.'), env=env, session=start_new_session))
 
@@ -87,7 +90,7 @@ def server():
     "The socket on which the server takes requests; it ends when the socket closes."
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     env = {k: v for k, v in {**os.environ, **ENV}.items() if k != 'PYTHONPATH'}
-    process = subprocess.Popen([sys.executable, '-W', 'error', __file__, str(theirs.fileno())], env=env, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+    process = subprocess.Popen([*PYTHON, __file__, str(theirs.fileno())], env=env, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
     theirs.close()
     atexit.register(lambda: (ours.close(), process.wait()))
     return ours

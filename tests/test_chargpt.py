@@ -155,6 +155,7 @@ def test_encode_text_is_the_tokenizers_encode(text):
     assert encode_text(text, tok).tolist() == tok.encode(text) and code_points(text).tolist() == [ord(c) for c in text]
 
 
+@pytest.mark.filterwarnings('ignore:.*are NUL')
 @given(texts, st.integers(1, 50))
 @settings(max_examples=150, deadline=None)
 def test_a_file_is_read_as_open_reads_it(tmp_path_factory, text, size):
@@ -167,6 +168,7 @@ def test_a_file_is_read_as_open_reads_it(tmp_path_factory, text, size):
         assert tok.decode(encode_file(path, tok).tolist()) == want
 
 
+@pytest.mark.filterwarnings('ignore:.*are NUL')
 @given(st.binary(min_size=1, max_size=60), st.integers(0, 30_000))
 @settings(max_examples=150, deadline=None)
 def test_the_first_wrong_byte_is_named(tmp_path_factory, junk, n):

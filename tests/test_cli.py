@@ -1,5 +1,5 @@
 """Odd command lines, most of them in this process: each ends with one line and status 1, or runs. And terminals that show little, or go away."""
-import contextlib, io, os, subprocess, sys, threading
+import contextlib, io, os, subprocess, sys, threading, warnings
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,7 @@ from mingpt_nb.bpe import CharTokenizer
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import load_model, save_model
 from mingpt_nb.utils import cli
+import processes
 
 ROOT = Path(__file__).parent.parent
 TEXT = 'It was the best of times, it was the worst of times. Ça alors! ' * 40
@@ -255,3 +256,29 @@ def test_utf16_without_a_mark_gets_a_warning(here, capsys):
     (here/'t.txt').write_bytes((TEXT.replace('Ç', 'C') * 2).encode('utf-16-le'))
     with pytest.warns(UserWarning, match='50% of the characters in t.txt are NUL.* iconv -f utf-16le -t utf-8 t.txt'):
         chargpt.main([*CHARGPT[1:], 't.txt'])
+
+
+# ---- warnings ---------------------------------------------------------------------------------------------------------------
+
+OF_OTHERS = ['Guards may run slower on Python 3.13.0. Consider upgrading to Python 3.13.1+.',
+             'Skipping overload body check due to a known CPython 3.13.8 bug (https://github.com/python/cpython/issues/139783).',
+             "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040).", "Can't initialize NVML"]
+
+
+@pytest.mark.parametrize('text', OF_OTHERS)
+def test_what_other_libraries_say_of_this_machine_is_no_failure(text):
+    with warnings.catch_warnings(record=True) as said:
+        for kind in RuntimeWarning, UserWarning: warnings.warn(text, kind)
+    assert [str(w.message) for w in said] == [text] * 2
+    with pytest.raises(UserWarning): warnings.warn('a warning of ours')
+
+
+def test_nor_is_it_in_a_process_of_its_own():
+    code = f'import warnings\nfor text in {OF_OTHERS!r}: warnings.warn(text, RuntimeWarning)'
+    assert all(text in processes.run('-c', code, plain=True)[1] for text in OF_OTHERS)
+    processes.run('-c', 'import warnings; warnings.warn("a warning of ours")', plain=True, code=1)
+
+
+def test_chapters_and_tests_have_the_same_filters_of_warnings():
+    for name in 'Makefile', '.github/workflows/test.yaml':
+        assert ','.join(processes.STRICT) in (ROOT/name).read_text(encoding='utf-8')

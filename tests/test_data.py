@@ -1,9 +1,10 @@
 "mingpt_nb.data against a local server that misbehaves, in processes of its own: what a notebook cell cannot show."
-import contextlib, functools, hashlib, http.server, io, json, os, signal, subprocess, sys, threading, time, zipfile
+import contextlib, functools, hashlib, http.server, io, json, os, signal, subprocess, threading, time, zipfile
 from pathlib import Path
 import numpy as np
 import pytest
 from mingpt_nb import data
+from processes import PYTHON
 
 TEXT = b''.join(b'%d bottles of beer on the wall\n' % i for i in range(40_000))
 SUM = 'sha256:' + hashlib.sha256(TEXT).hexdigest()
@@ -57,7 +58,7 @@ def get(server, path, digest=SUM, size=len(TEXT), **kw):
 def leftovers(path): return sorted(p.name for p in path.parent.iterdir() if not p.name.endswith('.lock'))
 
 def python(code, *args, **kw):
-    command = [sys.executable, '-W', 'error', '-c', code, *map(str, args)]
+    command = [*PYTHON, '-c', code, *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
 FETCH = 'import sys; from mingpt_nb.data import download; print(download(sys.argv[1], sys.argv[2], sys.argv[3], wait=0))'
 

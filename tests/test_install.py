@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from processes import PYTHON
+
 ROOT = Path(__file__).parents[1]
 
 PROBE = '''
@@ -42,7 +44,7 @@ def site(tmp_path_factory):
 
 
 def test_wheel_imports_without_extras(site, tmp_path):
-    run = subprocess.run([sys.executable, '-W', 'error', '-c', PROBE, str(site)], cwd=tmp_path, capture_output=True, text=True,
+    run = subprocess.run([*PYTHON, '-c', PROBE, str(site)], cwd=tmp_path, capture_output=True, text=True,
                          env={'PYTHONPATH': str(site), 'PATH': '/usr/bin:/bin', 'HOME': str(tmp_path)})
     assert run.returncode == 0, run.stderr
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from processes import STRICT
+
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted((ROOT/'nbs').glob('*.ipynb'))
 
 
 def twice(*paths):
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'error', 'OMP_NUM_THREADS': '1'}
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': ','.join(STRICT), 'OMP_NUM_THREADS': '1'}
     return subprocess.run([sys.executable, ROOT/'tests/twice.py', *paths], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
