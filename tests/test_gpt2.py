@@ -473,7 +473,7 @@ NOT_THEM = {
 }
 
 
-@pytest.mark.parametrize('save', [save_model, gpt2.save_pretrained, 'bin', 'shards'], ids=str)
+@pytest.mark.parametrize('save', [save_model, gpt2.save_pretrained, 'bin', 'shards'], ids=['model', 'pretrained', 'bin', 'shards'])
 def test_a_damaged_file_is_named(tmp_path, words, save, capsys):
     "Whatever is in a file of a folder: one line that names the file, from every function and command that reads it."
     from mingpt_nb.checkpoints import export
