@@ -6,8 +6,8 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/adder.html.md"""
 
 # %% auto #0
 __all__ = ['add_columns', 'to_digits', 'with_answers', 'split_listed', 'hash_rows', 'is_test', 'draw_questions',
-           'AdditionDataset', 'right_digits', 'accuracy', 'add', 'get_config', 'run_length', 'build', 'cpu_threads',
-           'report', 'save_plot', 'prepare', 'main']
+           'AdditionDataset', 'digits_only', 'right_digits', 'accuracy', 'add', 'get_config', 'run_length', 'build',
+           'cpu_threads', 'report', 'save_plot', 'prepare', 'main']
 
 # %% ../nbs/04_adder.ipynb #9f9f465d
 import itertools, math, sys
@@ -137,6 +137,13 @@ def _items(self, ids):
 AdditionDataset.__getitems__ = _items
 
 # %% ../nbs/04_adder.ipynb #5ca7773b
+def digits_only(
+    model, # a GPT, or another model with a `generate` like minGPT's
+) -> dict:
+    "The argument that keeps `generate` to the ten digits, if the model has more ids than these."
+    vocab_size = getattr(getattr(model, 'config', None), 'vocab_size', 10)
+    return dict(allowed=range(10)) if vocab_size > 10 else {}
+
 @torch.no_grad()
 def right_digits(
     model:GPT,
@@ -151,7 +158,7 @@ def right_digits(
             raise ValueError(f'problems of {x.size(1)} tokens do not fit a model with block_size={model.block_size}')
         n = int((y[0] == -1).sum()) + 1                           # tokens in the question
         answer = y[:, n - 1:]
-        written = model.generate(x[:, :n].to(device), answer.size(1), allowed=range(10))[:, n:]
+        written = model.generate(x[:, :n].to(device), answer.size(1), **digits_only(model))[:, n:]
         right.append(written.cpu() == answer)
     return torch.cat(right)
 
@@ -166,7 +173,7 @@ def add(model:GPT, a:int, b:int) -> int:
     a, b = (_operand(number, n) for number in (a, b))
     question = [[int(digit) for digit in f'{a:0{n}}{b:0{n}}']]
     question = torch.tensor(question, device=next(model.parameters()).device)
-    answer = model.generate(question, n + 1, allowed=range(10))[0, 2 * n:].flip(0)     # highest digit first
+    answer = model.generate(question, n + 1, **digits_only(model))[0, 2 * n:].flip(0)     # highest digit first
     return int(''.join(map(str, answer.tolist())))
 
 def _operand(number, n):
