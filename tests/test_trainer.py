@@ -81,12 +81,12 @@ IMPOSSIBLE = [
     ('betas=None', 'betas'), ('betas=("a","b")', "betas must be two numbers in [0, 1), got ('a', 'b')"), ('betas=[0.9]', 'betas must be two'),
     ('learning_rate=inf', 'learning_rate must be a finite number of 0 or more, got inf'), ('weight_decay=inf', 'weight_decay must be a finite'),
     ('min_lr=-1', 'min_lr must be a finite'), ('grad_norm_clip=-1', 'grad_norm_clip must be a finite'), ('keep_last=None', 'keep_last'),
-    ('max_iters=2.5', 'max_iters must be an integer of 0 or more or None, got 2.5'), ('checkpoint_every=1.5', 'checkpoint_every must be an integer'),
-    ('eval_batches=2.5', 'eval_batches must be an integer'), ('eval_every=-5', 'eval_every must be an integer of 0 or more or None, got -5'),
+    ('max_iters=2.5', "max_iters: expected int or None, got '2.5'"), ('checkpoint_every=1.5', 'checkpoint_every: expected int or None'),
+    ('eval_batches=2.5', 'eval_batches: expected int or None'), ('eval_every=-5', 'eval_every must be an integer of 0 or more or None, got -5'),
     ('num_workers=100000', 'num_workers must be an integer from 0 to'), ('batch_size=99999999999999', 'batch_size=99,999,999,999,999: the tokens alone'),
-    ('seed=-1', 'seed must be'), ('resume=5', 'resume must be'), ('resume=True', 'resume must be'), ('device=meta', "device 'meta' computes nothing here"),
+    ('seed=-1', 'seed must be'), ('resume=5', '5 is no checkpoint'), ('resume=True', 'True is no checkpoint'), ('device=meta', "device 'meta' computes nothing here"),
     ('device=xla', "device 'xla' computes nothing here"), ('device=gpu', "device 'gpu' is none that torch knows"), ('dtype=int8', 'dtype must be'),
-    ('lr_schedule=linear', "lr_schedule must be 'constant' or 'cosine'"), ('parallel=tp', "parallel must be 'ddp' or 'fsdp'"), ('progress=5', 'progress must be')]
+    ('lr_schedule=linear', "lr_schedule must be 'constant' or 'cosine'"), ('parallel=tp', "parallel must be 'ddp' or 'fsdp'"), ('progress=5', 'progress: expected true or false')]
 
 
 @pytest.mark.parametrize('arg, says', IMPOSSIBLE, ids=[arg for arg, _ in IMPOSSIBLE])
