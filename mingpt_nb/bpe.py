@@ -8,9 +8,10 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/bpe.html.md"""
 __all__ = ['DATA', 'SHA256', 'FILE_NAMES', 'as_ids', 'look_up', 'CharTokenizer', 'bytes_to_unicode', 'get_pairs', 'merge_pair',
            'read_data', 'read_merges', 'unicode_ranges', 'char_class', 'splitter', 'split_words', 'merge_short',
            'merge_long', 'cut_apart', 'han_cut', 'Words', 'merge_tables', 'Vocabulary', 'Merger', 'check_text',
-           'slices', 'pick_special', 'Codec', 'find_files', 'write_tokenizer', 'Encoder', 'save_chars',
-           'load_tokenizer', 'check_whole', 'chars_from_vocab', 'encoder_from_merges', 'get_encoder', 'BPETokenizer',
-           'known_ids', 'check_fit', 'word_counts', 'learn_merges', 'train_bpe']
+           'slices', 'pick_special', 'split_at', 'Codec', 'find_files', 'write_tokenizer', 'tokenizer_json', 'Encoder',
+           'save_chars', 'load_tokenizer', 'encoder_from_files', 'check_whole', 'chars_from_vocab',
+           'encoder_from_merges', 'get_encoder', 'BPETokenizer', 'known_ids', 'check_fit', 'word_counts',
+           'learn_merges', 'train_bpe']
 
 # %% ../nbs/00_bpe.ipynb #ad1b685c
 import bz2, hashlib, heapq, json, re, warnings
@@ -21,7 +22,7 @@ from pathlib import Path
 
 # %% ../nbs/00_bpe.ipynb #f29f3c01
 import mingpt_nb
-from .files import TOKENIZER_FILES, about, as_path, read_text, read_vocab, write_model
+from .files import TOKENIZER_FILES, about, added_tokens, as_path, read_text, read_tokenizer_json, read_vocab, write_model
 
 # %% ../nbs/00_bpe.ipynb #7c04e1a2
 def as_ids(
@@ -264,15 +265,19 @@ def merge_tables(
 
 # %% ../nbs/00_bpe.ipynb #1bb3c7ce
 class Vocabulary:
-    "Tokens, their ids and bytes, and the merges that make them."
-    def __init__(self, encoder, bpe_merges):
+    "Tokens, their ids and bytes, and the merges that make them. `words` are tokens that are found wherever they stand, see below."
+    def __init__(self, encoder, bpe_merges, words=()):
         bpe_merges = [tuple(pair) for pair in bpe_merges]
         self.byte_encoder = bytes_to_unicode()
         self.byte_decoder = {c: b for b, c in self.byte_encoder.items()}
         self.encoder, self.decoder = dict(encoder), {i: t for t, i in encoder.items()}
         if len(self.decoder) < len(encoder): raise ValueError('two tokens of the vocabulary have the same id')
         self.bpe_ranks = {pair: rank for rank, pair in enumerate(bpe_merges)}
-        self.ranks, self.made, self.special_tokens = merge_tables(self.encoder, bpe_merges)
+        self.ranks, self.made, others = merge_tables(self.encoder, bpe_merges)
+        self.words = {word: self.encoder[word] for word in words}
+        self.special_tokens = {t: i for t, i in others.items() if t not in self.words}
+        both = [word for word in self.words if word not in others and not word.isascii()]     # 'Ġ' would be a space, and a G with a dot
+        if both: raise ValueError(f'the added word {both[0]!r} is an ordinary token, too')
         self.byte_ids = {b: encoder[c] for b, c in self.byte_encoder.items() if c in encoder}
 
     @property
@@ -280,7 +285,8 @@ class Vocabulary:
 
     @cached_property
     def token_bytes(self) -> dict:
-        to_bytes = lambda token: token.encode() if token in self.special_tokens else bytes(map(self.byte_decoder.get, token))
+        as_text = self.special_tokens | self.words
+        to_bytes = lambda token: token.encode() if token in as_text else bytes(map(self.byte_decoder.get, token))
         return {i: to_bytes(token) for i, token in self.decoder.items()}
 
     @cached_property
@@ -293,8 +299,8 @@ class Vocabulary:
 # %% ../nbs/00_bpe.ipynb #d5b328bf
 class Merger(Vocabulary):
     "A vocabulary that takes one word to its ids."
-    def __init__(self, encoder, bpe_merges):
-        super().__init__(encoder, bpe_merges)
+    def __init__(self, encoder, bpe_merges, words=()):
+        super().__init__(encoder, bpe_merges, words)
         self.cache, self.pieces = Words(self.merge_word), Words(self.merge_bytes)
 
     def merge_bytes(self, raw:bytes) -> list:
@@ -354,6 +360,16 @@ def pick_special(
     if unknown: raise ValueError(f'{unknown[0]!r} is not a special token; there are: {", ".join(special_tokens) or "none"}')
     return {name: special_tokens[name] for name in names}
 
+# %% ../nbs/00_bpe.ipynb #1af5012d
+def split_at(
+    text:str,
+    tokens, # names
+) -> list:
+    "The parts of the text between the tokens, and the tokens at the odd places."
+    if not tokens: return [text]
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.split(f'({"|".join(map(re.escape, longest_first))})', text)
+
 # %% ../nbs/00_bpe.ipynb #3e906c20
 class Codec(Merger):
     "Takes text to ids and ids to text."
@@ -365,11 +381,8 @@ class Codec(Merger):
     def encode(self, text:str, allowed_special=(), errors:str='strict') -> list:
         "The ids of `text`. Special tokens count as text unless `allowed_special` names them ('all', one, or several)."
         text = check_text(text, errors)
-        special = pick_special(self.special_tokens, allowed_special)
-        if not special: return self.encode_ordinary(text)
-        longest_first = sorted(special, key=len, reverse=True)
-        parts = re.split(f'({"|".join(map(re.escape, longest_first))})', text)        # text, special, text, special, ..., text
-        ids = [[special[part]] if k % 2 else self.encode_ordinary(part) for k, part in enumerate(parts)]
+        special = pick_special(self.special_tokens, allowed_special) | self.words
+        ids = [[special[part]] if k % 2 else self.encode_ordinary(part) for k, part in enumerate(split_at(text, special))]
         return list(chain.from_iterable(ids))
 
     def encode_batch(self, texts, allowed_special=(), errors:str='strict') -> list:
@@ -404,26 +417,44 @@ def write_tokenizer(
             (part/name).write_text(text, encoding='utf-8')
     write_model(folder, write, TOKENIZER_FILES)
 
+# %% ../nbs/00_bpe.ipynb #45811a42
+def tokenizer_json(enc) -> dict:
+    "The tokenizer.json with which Hugging Face's tokenizers give the ids that `enc`, an `Encoder`, gives."
+    added = [dict(id=i, content=t, single_word=False, lstrip=False, rstrip=False, normalized=False, special=t not in enc.words)
+             for t, i in sorted((enc.special_tokens | enc.words).items(), key=lambda item: item[1])]
+    bytelevel = dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True, use_regex=True)
+    model = dict(type='BPE', dropout=None, unk_token=None, continuing_subword_prefix='', end_of_word_suffix='', fuse_unk=False, byte_fallback=False,
+                 ignore_merges=False, vocab=enc.encoder, merges=[list(pair) for pair in enc.bpe_ranks])
+    return dict(version='1.0', truncation=None, padding=None, added_tokens=added, normalizer=None, pre_tokenizer=bytelevel,
+                post_processor=None, decoder=bytelevel, model=model)
+
 # %% ../nbs/00_bpe.ipynb #5435e6d2
 class Encoder(Codec):
     """GPT-2's tokenizer, with the interface of minGPT's. `encoder` maps tokens, written as `bytes_to_unicode` does, to ids;
-    `bpe_merges` are pairs of tokens, the earliest first. What is in `encoder` and is no byte and no merge is a special token."""
+    `bpe_merges` are pairs of tokens, the earliest first. What is in `encoder` and is no byte and no merge is a special token, or one of
+    `words`: tokens that somebody has added to the vocabulary, which are found in any text."""
     def encode_and_show_work(self, text:str) -> dict:
         "As `encode`, with all that lies between: `bpe_idx` (the ids), `tokens` (the words), `parts` (a dict for each word)."
-        tokens = split_words(check_text(text))
+        parts = split_at(check_text(text), self.words)
+        tokens = [word for k, part in enumerate(parts) for word in ([part] if k % 2 else split_words(part))]
         parts = [self.show_word(word) for word in tokens]
         return {'bpe_idx': [i for part in parts for i in part['token_ix']], 'tokens': tokens, 'parts': parts}
 
     def show_word(self, word:str) -> dict:
+        if word in self.words:
+            return {'token': word, 'token_bytes': word.encode(), 'token_translated': word, 'token_merged': [word], 'token_ix': [self.words[word]]}
         visible = ''.join(self.byte_encoder[b] for b in word.encode())
         merged = self.bpe(visible).split(' ')
         return {'token': word, 'token_bytes': word.encode(), 'token_translated': visible, 'token_merged': merged,
                 'token_ix': [self.encoder[t] for t in merged]}
 
     def save(self, folder):
-        "Write vocab.json and merges.txt, as Hugging Face does, in place of any tokenizer that was there."
+        """Write vocab.json and merges.txt, as Hugging Face does, in place of any tokenizer that was there;
+        with added words, which these do not tell from others, also tokenizer.json."""
         merges = '\n'.join(f'{a} {b}' for a, b in self.bpe_ranks)
-        write_tokenizer(folder, {'vocab.json': json.dumps(self.encoder, ensure_ascii=False), 'merges.txt': f'#version: 0.2\n{merges}\n'})
+        files = {'vocab.json': json.dumps(self.encoder, ensure_ascii=False), 'merges.txt': f'#version: 0.2\n{merges}\n'}
+        if self.words: files['tokenizer.json'] = json.dumps(tokenizer_json(self), ensure_ascii=False)
+        write_tokenizer(folder, files)
 
 # %% ../nbs/00_bpe.ipynb #51aed007
 def save_chars(self, folder):
@@ -433,19 +464,33 @@ def save_chars(self, folder):
 CharTokenizer.save = save_chars
 
 def load_tokenizer(
-    folder, # with vocab.json and merges.txt, or encoder.json and vocab.bpe, or only vocab.json
+    folder, # with tokenizer.json, or vocab.json and merges.txt, or encoder.json and vocab.bpe, or only vocab.json
 ):
     """The `Encoder` or `CharTokenizer` that was saved in `folder`. `FileNotFoundError` if there is none;
-    `ValueError` names the file that is damaged, or is no such thing."""
-    vocab, merges = find_files(folder)
-    if not vocab:
-        raise FileNotFoundError(f'no tokenizer in {folder}: expected vocab.json (and merges.txt), or encoder.json and vocab.bpe')
-    table = read_vocab(vocab)
-    if not merges:
-        with about(vocab): return chars_from_vocab(table)
-    text = read_text(merges)
-    with about(merges): pairs = read_merges(text)
-    with about(f'{vocab} with {merges.name}'): return check_whole(Encoder(table, pairs))
+    `ValueError` names the file that is damaged, or asks for what would make other ids."""
+    where = Path(folder, 'tokenizer.json')
+    if where.is_file(): table, pairs, listed = read_tokenizer_json(where)
+    else:
+        vocab, merges = find_files(folder)
+        if not vocab: raise FileNotFoundError(
+            f'no tokenizer in {folder}: expected tokenizer.json, vocab.json (and merges.txt), or encoder.json and vocab.bpe')
+        table, pairs, listed, where = read_vocab(vocab), None, [], vocab
+        if merges:
+            text, where = read_text(merges), f'{vocab} with {merges.name}'
+            with about(merges): pairs = read_merges(text)
+    added = added_tokens(folder, listed)
+    with about(where): return chars_from_vocab(table, added) if pairs is None else encoder_from_files(table, pairs, added)
+
+def encoder_from_files(table:dict, pairs:list, added:dict) -> Encoder:
+    "The encoder of a vocabulary, its merges, and `added`: token -> (id, is it special?). `ValueError` if they do not agree."
+    table, size = dict(table), len(table)
+    for token, (i, _) in sorted(added.items(), key=lambda item: item[1]):
+        if table.get(token, i) != i: raise ValueError(f'token {token!r} has the ids {table[token]} and {i}')
+        if token not in table and i != len(table): raise ValueError(      # others count on from the vocabulary, whatever the file says
+            f'token {token!r} has id {i}, but the next one after a vocabulary of {size} is {len(table)}')
+        table[token] = i
+    made = {a + b for a, b in pairs} | set(bytes_to_unicode().values())              # one of these is found without being asked for, special or not
+    return check_whole(Encoder(table, pairs, [t for t, (_, special) in added.items() if not special or t in made]))
 
 def check_whole(encoder:Encoder) -> Encoder:
     "`ValueError` if a word with its space has no merge: a list that is cut short would make it a special token, in silence."
@@ -453,8 +498,9 @@ def check_whole(encoder:Encoder) -> Encoder:
     if lost: raise ValueError(f'no merge makes {lost[0]!r}: is the list of merges cut short?')
     return encoder
 
-def chars_from_vocab(table:dict) -> CharTokenizer:
-    "The tokenizer with these ids for its characters. `ValueError` if they are not in the characters' order."
+def chars_from_vocab(table:dict, added=()) -> CharTokenizer:
+    "The tokenizer with these ids for its characters. `ValueError` if they are not in the characters' order, or if tokens are added to them."
+    if added: raise ValueError(f'{next(iter(added))!r} is added to a tokenizer of characters, which has no place for it')
     tok = CharTokenizer(table)
     if tok.stoi != table: raise ValueError('it does not number its characters in their order')
     return tok

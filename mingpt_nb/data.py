@@ -293,6 +293,7 @@ def fingerprint(
 ) -> str:
     "A digest of all that decides which ids a text gets: the tokens, their ids, and the order of the merges."
     tables = [tokenizer.stoi] if hasattr(tokenizer, 'stoi') else [tokenizer.encoder, list(tokenizer.bpe_ranks)]
+    if words := getattr(tokenizer, 'words', None): tables.append(sorted(words))   # added, and found in any text
     return 'sha256:' + hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
 # %% ../nbs/91_data.ipynb #f55648cb

@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 # %% ../nbs/05_gpt2.ipynb #025941d4
-from .bpe import CharTokenizer, Encoder, check_fit, get_encoder, known_ids, load_tokenizer, look_up
+from .bpe import CharTokenizer, check_fit, get_encoder, known_ids, load_tokenizer, look_up
 from .checks import check_allowed, as_integer, as_tensor, check_ids, check_idx, check_logits
 from .checks import check_sampling
-from .files import about, as_path, misfits, read_json, write_model
+from .files import TOKENIZER_FILES, about, as_path, misfits, read_json, write_model
 from .model import ACTIVATIONS, GPT, default_config
 from .trainer import described, load_model, sized
 from .utils import (CfgNode, ConfigError, cli, evaluating, need, pick_device, plain_name,
@@ -186,7 +186,7 @@ def cached_folder(name:str): # -> Path or None
         except (OSError, ValueError): pass                       # not there, or not complete
 
 # %% ../nbs/05_gpt2.ipynb #b14bac7b
-_FILES = ['config.json', 'model*.safetensors', 'model.safetensors.index.json', 'vocab.json', 'merges.txt', 'tokenizer.json']
+_FILES = ['config.json', 'model*.safetensors', 'model.safetensors.index.json', *TOKENIZER_FILES]
 
 def find_folder(
     name_or_path, # a folder, or a model on the hub: 'gpt2', 'gpt2-xl', 'distilgpt2', 'somebody/model'
@@ -413,19 +413,11 @@ def stream_text(
 
 # %% ../nbs/05_gpt2.ipynb #a833f532
 def read_tokenizer(
-    folder, # with vocab.json and merges.txt, or tokenizer.json
+    folder, # see `load_tokenizer` of chapter 00
 ):
-    "The tokenizer in `folder`, or None. `ValueError` for one that is neither byte-level BPE nor characters."
-    path = Path(folder, 'tokenizer.json')
-    if not path.is_file():
-        try: return load_tokenizer(folder)
-        except FileNotFoundError: return None
-    found = read_json(path)
-    model, before = found.get('model', {}), found.get('pre_tokenizer') or {}
-    if model.get('merges') == [] and not before: return load_tokenizer(folder)     # characters
-    if (model.get('type'), before.get('type')) != ('BPE', 'ByteLevel'): raise ValueError(f'{path} is not a byte-level BPE')
-    added = {t['content']: t['id'] for t in found.get('added_tokens', [])}
-    return Encoder(model['vocab'] | added, [m.split(' ') if isinstance(m, str) else m for m in model['merges']])
+    "The tokenizer in `folder`, or None. `ValueError` for one that is neither byte-level BPE nor characters, or makes other ids than ours."
+    try: return load_tokenizer(folder)
+    except FileNotFoundError: return None
 
 # %% ../nbs/05_gpt2.ipynb #bb50aefb
 def load(
