@@ -249,7 +249,7 @@ MODEL_FILES = ['config.json', 'generation_config.json', *TOKENIZER_FILES,
 def disk_error(error): # -> str or None
     "Why something could not be written, if `error` is about the disk."
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        return getattr(error, 'why', None) or error.strerror or str(error)
     if found := re.search(r'I/O error: (.+) \(os error \d+\)', str(error)):
         return found[1]                                           # from safetensors
     if isinstance(error, RuntimeError) and error.__context__:     # from torch, which was told before
@@ -272,8 +272,10 @@ def writing(
         kind = type(e) if isinstance(e, OSError) else OSError
         what += ' ' * bool(what) + (f'of {size:,} bytes ' if size else '')
         there = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
-        raise kind(f'cannot write {what}into {folder}: {why}; '
-                   f'{shutil.disk_usage(there).free:,} bytes are free there') from e
+        told = kind(f'cannot write {what}into {folder}: {why}; '
+                    f'{shutil.disk_usage(there).free:,} bytes are free there')
+        told.why = why                                            # for a `writing` around this one
+        raise told from e
 
 # %% ../nbs/97_files.ipynb #b0f1889a
 def write_model(

@@ -136,7 +136,7 @@ def test_a_killed_process_ends_the_job_and_restarts_resume_it(tmp_path, straight
     steps = [int(line.split()[1]) for line in out.splitlines()]
     again = steps.index(10, 11)
     assert steps == [*range(again), *range(10, steps[-1] + 1)] and steps[-1] >= 20
-    back = new_trainer(f'--work_dir={tmp_path/"out"}', '--resume=auto')
+    back = new_trainer(f'--work_dir={tmp_path/"out"}', '--resume=auto', '--same_bits=false')
     back.run()
     assert rows(tmp_path/'out') == pytest.approx(losses(straight), abs=1e-5)
 
