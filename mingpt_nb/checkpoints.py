@@ -417,7 +417,7 @@ def load(trainer, folder):
         state, weights = read_all(trainer, folder)
         try: set_trainer_state(trainer, state)
         except Exception as e:                                    # an optimizer that we know nothing of
-            trainer.optimizer.load_state_dict(its_state)
+            with contextlib.suppress(Exception): trainer.optimizer.load_state_dict(its_state)
             raise CheckpointError(f'{folder/"optimizer.pt"} does not fit the optimizer: {e!r}') from e
     except BaseException:
         trainer.optimizer = before

@@ -1,4 +1,5 @@
 """What a cell of chapter 07 cannot show: real processes that are killed, signalled and started again, and every kind of damage."""
+import copy
 import hashlib
 import json
 import os
@@ -6,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import warnings
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import mingpt_nb.checkpoints
 from mingpt_nb import scaling
@@ -25,7 +28,10 @@ from mingpt_nb.utils import cli, set_seed
 import processes
 from processes import finish
 
-resource = pytest.importorskip('resource') if os.name != 'nt' else None
+if os.name != 'nt':
+    import pty
+    import resource
+
 posix = pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
 
 PROGRAM = '''
@@ -531,6 +537,164 @@ def test_rows_that_found_no_room_are_written_later(tmp_path):
         back = trainer()
         back.load_checkpoint(tmp_path/'checkpoints'/f'step-0000000{n}')
         assert back.history == t.history[:n]
+
+
+def reseal(folder):
+    "Right checksums, whatever is in the folder."
+    sums = [f'{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n' for p in sorted(folder.iterdir()) if p.name != 'SHA256SUMS']
+    (folder/'SHA256SUMS').write_text(''.join(sums))
+
+
+def in_json(**kw): return lambda p: p.write_text(json.dumps(json.loads(p.read_text()) | kw))
+def text(t): return lambda p: p.write_text(t)
+def without(key): return lambda p: p.write_text(json.dumps({k: v for k, v in json.loads(p.read_text()).items() if k != key}))
+def in_rng(**kw): return lambda p: in_json(rng=json.loads(p.read_text())['rng'] | kw)(p)
+def in_optimizer(change): return lambda p: torch.save(change(torch.load(p)), p)
+def in_weights(change): return lambda p: save_file(change(load_file(p)), p)
+def in_state(**kw): return in_optimizer(lambda s: s | {'state': s['state'] | {0: s['state'][0] | kw}})
+def in_group(**kw): return in_optimizer(lambda s: s | {'param_groups': [g | kw for g in s['param_groups']]})
+
+
+WRONG = {
+    'trainer.json': [text('null'), text('{}'), text(''), text('{"step": 6'), text('[]'), in_json(step=1e308), in_json(step='6'), in_json(step=True), in_json(step=-6), in_json(step=9),
+                     in_json(clipped='x'), in_json(settings=None), in_json(history={}), in_json(history=[1]), in_json(rows=-1), in_json(rng=None), in_rng(python=[3, [], None]),
+                     in_rng(numpy=['MT19937', [1] * 624, 10**9, 0, 0.]), in_rng(torch=[1, 2, 3]), in_rng(cuda='x'), without('rng'), without('step'), without('engine'),
+                     in_json(engine=dict(scaler={}, parts=0)), in_json(engine=dict(scaler={'scale': 'x'}))],
+    'optimizer.pt': [text(''), text('text'), truncate, in_optimizer(lambda s: [s]), in_optimizer(lambda s: None), in_optimizer(lambda s: s | {'param_groups': []}),
+                     in_optimizer(lambda s: s | {'state': []}), in_state(exp_avg=torch.zeros(1)), in_state(exp_avg_sq='x'), in_group(betas='x'), in_group(eps=None), in_group(params=[0])],
+    'model.safetensors': [text(''), text('x' * 100), truncate, in_weights(lambda w: {'a': torch.zeros(2)}), in_weights(lambda w: w | {'one_more': torch.zeros(2)}),
+                          in_weights(lambda w: w | {'lm_head.weight': torch.zeros(2, 2)}), in_weights(lambda w: {k: v.long() for k, v in w.items()})]}
+
+
+@pytest.mark.parametrize('name, change', [(name, change) for name, changes in WRONG.items() for change in changes])
+def test_what_cannot_be_loaded_is_named_and_changes_nothing(tmp_path, finished, name, change):
+    shutil.copytree(finished.config.work_dir, tmp_path/'run')
+    newest = checkpoints(tmp_path/'run')[-1]
+    change(newest/name)
+    reseal(newest)
+    t = trainer()
+    t.run()                                                         # it has an optimizer with a state of its own
+    before = flat(t), copy.deepcopy(t.optimizer.state_dict()), t.history[:], torch.get_rng_state(), random.getstate(), numpy.random.rand()
+    numpy.random.seed(0)
+    with pytest.raises(CheckpointError, match=name) as e: t.load_checkpoint(newest)
+    assert '\n' not in str(e.value) and 'more than numbers' not in str(e.value)
+    assert torch.equal(flat(t), before[0]) and t.history == before[2] and torch.equal(torch.get_rng_state(), before[3]) and random.getstate() == before[4]
+    for i, numbers in t.optimizer.state_dict()['state'].items():
+        for k, v in numbers.items(): assert torch.equal(v, before[1]['state'][i][k])
+    assert t.iter_num == 6 and t.checkpoint is None and numpy.random.rand() == numpy.random.RandomState(0).rand()
+    fresh = trainer(tmp_path/'run', resume='auto', checkpoint_every=2)
+    with pytest.warns(UserWarning, match=f'{name}.*Trying the one before'): fresh.begin()
+    assert fresh.iter_num == 4
+
+
+class Odd(torch.optim.SGD):
+    "An optimizer of somebody else, which changes before it looks."
+    version = 1
+
+    def state_dict(self): return super().state_dict() | {'version': self.version}
+
+    def load_state_dict(self, state):
+        self.param_groups[0]['lr'] = state['param_groups'][0]['lr']
+        if state['version'] != self.version: raise KeyError('another version')
+
+
+def test_an_optimizer_that_refuses_is_as_it_was(tmp_path):
+    first, second = trainer(), trainer()
+    first.optimizer, second.optimizer = Odd(first.model.parameters(), lr=7.), Odd(second.model.parameters(), lr=0.5)
+    second.optimizer.version = 2
+    before = flat(second)
+    first.model.lm_head.weight.data.fill_(1.)
+    first.save_checkpoint(tmp_path/'odd')
+    with pytest.raises(CheckpointError, match='optimizer.pt does not fit the optimizer: .*another version'): second.load_checkpoint(tmp_path/'odd')
+    assert second.iter_num == 0 and second.checkpoint is None and torch.equal(flat(second), before)
+    assert second.optimizer.param_groups[0]['lr'] == 0.5
+
+
+@pytest.mark.parametrize('wrong', ['null', '{"eval_loss": "x"}', '{"eval_loss": [1]}', '{"eval_loss": true}', '[]', '', '{', '{"eval_loss": NaN}'])
+def test_a_loss_that_is_none_does_not_stop_pruning(tmp_path, wrong):
+    losses = iter([3., 2., 1., 0.5])
+    t = trainer(tmp_path, checkpoint_every=1, keep_last=9, evaluate=Rows(), eval_every=1, max_iters=4)
+    t.eval = lambda: next(losses)
+    t.run()
+    for name in 'eval.json', 'trainer.json': (checkpoints(tmp_path)[0]/name).write_text(wrong)
+    assert held_out_loss(checkpoints(tmp_path)[0]) == float('inf') and find_model(tmp_path).name == 'step-00000004'
+    prune(tmp_path, 1, True)
+    assert [p.name for p in checkpoints(tmp_path)] == ['step-00000004']
+
+
+def test_the_history_is_kept_once(tmp_path):
+    t = trainer(tmp_path, checkpoint_every=2, evaluate=Rows(), eval_every=2)
+    t.history = [dict(iter=-1 - n, loss=1.5, lr=0.1, grad_norm=1.) for n in range(50_000)]
+    t.run()
+    newest = checkpoints(tmp_path)[-1]
+    assert (newest/'trainer.json').stat().st_size < 50_000 and (newest/'eval.json').stat().st_size < 100
+    (newest/'trainer.json').unlink()
+    assert held_out_loss(newest) == t.history[-1]['eval_loss']      # all that pruning reads
+    back = trainer(tmp_path, resume='auto', evaluate=Rows(), eval_every=2)
+    with pytest.warns(UserWarning, match='trainer.json is missing'): back.begin()
+    assert back.iter_num == 4 and back.history == t.history[:len(back.history)] and len(back.history) == 50_000 + 4 + 2
+    t.save_checkpoint(tmp_path/'apart')                             # alone: with all of it
+    alone = trainer()
+    alone.load_checkpoint(tmp_path/'apart')
+    assert alone.history == t.history
+
+
+def test_a_history_that_is_gone_is_not_the_end(tmp_path):
+    t = trainer(tmp_path, checkpoint_every=2, evaluate=Rows(), eval_every=2)
+    t.run()
+    best = min((r for r in t.history if 'eval_loss' in r), key=lambda r: r['eval_loss'])
+    for content in None, '{"iter": 0}\n' * 20, 'not json':
+        (tmp_path/'metrics.jsonl').unlink(missing_ok=True)
+        if content: (tmp_path/'metrics.jsonl').write_text(content)
+        back = trainer(tmp_path, evaluate=Rows())
+        with pytest.warns(UserWarning, match='its history of 9 rows is not in'): back.load_checkpoint(t.checkpoint)
+        assert back.iter_num == 6 and back.history == [best] and torch.equal(flat(back), flat(t))
+
+
+def as_it_was_written_once(folder):
+    "The history, the loss and the scale in trainer.json, all settings in one list, and no eval.json."
+    state = json.loads((folder/'trainer.json').read_text())
+    rows = [json.loads(r) for r in (folder.parent.parent/'metrics.jsonl').read_text().splitlines()]
+    state['history'] = rows[:state['rows']] + state['history']
+    state |= dict(eval_loss=json.loads((folder/'eval.json').read_text())['eval_loss'], scaler=state['engine']['scaler'])
+    state['settings']['dtype'] = 'auto'
+    for key in 'rows', 'last_row', 'best_row', 'engine', 'ways': del state[key]
+    (folder/'trainer.json').write_text(json.dumps(state))
+    (folder/'eval.json').unlink()
+    reseal(folder)
+
+
+def test_checkpoints_of_before_are_loaded(tmp_path):
+    t = trainer(tmp_path, checkpoint_every=2, evaluate=Rows(), eval_every=2)
+    t.run()
+    losses = [held_out_loss(p) for p in checkpoints(tmp_path)]
+    for p in checkpoints(tmp_path): as_it_was_written_once(p)
+    assert [held_out_loss(p) for p in checkpoints(tmp_path)] == losses
+    shutil.rmtree(checkpoints(tmp_path)[-1])
+    back = trainer(tmp_path, checkpoint_every=2, evaluate=Rows(), eval_every=2, resume='auto')
+    back.run()
+    assert back.history == t.history and torch.equal(flat(back), flat(t))
+
+
+def test_the_folder_of_a_run_is_no_checkpoint_but_points_to_auto(tmp_path, finished):
+    with pytest.raises(CheckpointError, match="is the folder of a run, not a checkpoint: resume='auto' with this as work_dir goes on"):
+        trainer(tmp_path, resume=finished.config.work_dir).run()
+
+
+@posix
+def test_a_closed_terminal_saves_and_ends(tmp_path):
+    (tmp_path/'program.py').write_text(PROGRAM)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(tmp_path)
+        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(processes.ROOT)}
+        os.execve(sys.executable, [sys.executable, 'program.py', '--max_iters=100000', '--checkpoint_every=100000', '--progress=true'], env)
+    said = b''
+    while b'step 7' not in said: said += os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+    (saved,) = checkpoints(tmp_path/'out')
+    check(saved)
 
 
 class Broken(Rows):
