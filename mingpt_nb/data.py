@@ -6,9 +6,9 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/data.html.md"""
 
 # %% auto #0
 __all__ = ['SOURCES', 'FORMAT', 'HEADER', 'english', 'cache_dir', 'file_digest', 'verify', 'DownloadError', 'download', 'File',
-           'Source', 'fetch', 'split', 'load_split', 'read_pieces', 'id_dtype', 'fingerprint', 'tokenizer_print',
-           'read_header', 'TokenFile', 'write_ids', 'write_tokens', 'TokenDataset', 'bits_per_character', 'windows',
-           'evaluate']
+           'Source', 'fetch', 'split', 'load_split', 'read_pieces', 'id_dtype', 'id_array', 'fingerprint',
+           'tokenizer_print', 'read_header', 'TokenFile', 'write_ids', 'write_tokens', 'TokenDataset',
+           'bits_per_character', 'windows', 'evaluate']
 
 # %% ../nbs/91_data.ipynb #798d5d52
 import collections, copy, errno, hashlib, importlib, itertools, json, logging, math, os, sys, time, warnings, zipfile, zlib
@@ -287,6 +287,24 @@ def id_dtype(
     "The smallest unsigned type that holds all ids, little-endian: uint8, uint16 or uint32."
     return np.min_scalar_type(vocab_size - 1).newbyteorder('<')
 
+# %% ../nbs/91_data.ipynb #38679fd3
+def id_array(
+    ids, # a flat list, an array, or a tensor
+    vocab_size:int=None, # ids must be below; None: values are not looked at
+) -> np.ndarray: # 1-D, of integers
+    "`ids` as an array. `ValueError` for another shape or kind, or one outside [0, vocab_size)."
+    ids = np.asanyarray(ids)
+    if ids.ndim != 1:
+        raise ValueError(f'ids must be a flat list or array, got one of shape {ids.shape}')
+    if not len(ids):
+        return ids.astype(np.uint8)                              # of an empty list it makes floats
+    if ids.dtype.kind not in 'iu':
+        raise ValueError(f'ids must be integers, got {ids.dtype}')
+    if vocab_size is not None and not 0 <= ids.min() <= ids.max() < vocab_size:
+        place = np.flatnonzero((ids < 0) | (ids >= vocab_size))[0]
+        raise ValueError(f'id {ids[place]} at place {place} is outside [0, {vocab_size})')
+    return ids
+
 # %% ../nbs/91_data.ipynb #87897ce9
 def fingerprint(
     tokenizer, # an `Encoder` or a `CharTokenizer`
@@ -371,7 +389,9 @@ def write_ids(
     try:
         with open(part, 'wb') as f:
             f.write(b' ' * HEADER)
-            for ids in pieces: count += f.write(np.asarray(ids, dtype)) // dtype.itemsize
+            for ids in pieces:
+                ids = id_array(ids, tokenizer.vocab_size)
+                count += f.write(np.asarray(ids, dtype)) // dtype.itemsize
             head = dict(format=FORMAT, dtype=dtype.str, count=count, vocab_size=tokenizer.vocab_size, tokenizer=fingerprint(tokenizer))
             f.seek(0); f.write(json.dumps(head).encode().ljust(HEADER - 1) + b'\n')
             f.flush(); os.fsync(f.fileno())                              # on the disk before it has its name
@@ -440,10 +460,11 @@ class TokenDataset:
     def __init__(self, ids, block_size:int, tokenizer=None): # ids: a token file, by path or open, or an array with its tokenizer
         if block_size < 1: raise ValueError(f'block_size must be 1 or more, got {block_size}')
         if isinstance(ids, (str, Path)): ids = TokenFile(ids, tokenizer)
-        if not isinstance(ids, TokenFile): ids = np.asanyarray(ids)
-        self.ids, self.block_size, self.tokenizer = ids, block_size, tokenizer or getattr(ids, 'tokenizer', None)
+        self.block_size, self.tokenizer = block_size, tokenizer or getattr(ids, 'tokenizer', None)
         self.vocab_size = getattr(self.tokenizer or ids, 'vocab_size', None)
         if not self.vocab_size: raise ValueError('an array of ids needs the tokenizer that they were made with')
+        on_disk = isinstance(ids, (TokenFile, np.memmap))      # there it takes long to look at all
+        self.ids = ids if on_disk else id_array(ids, self.vocab_size)
         if len(self) < 1: raise ValueError(f'a text of length {len(ids):,} is too short for block_size={block_size}: '
                                            f'an item takes {block_size + 1} tokens')
 
