@@ -21,10 +21,10 @@ from torch.utils._pytree import tree_leaves
 
 # %% ../nbs/07_checkpoints.ipynb #6df6c196
 from .data import file_digest
-from .files import read_json, writing
+from .files import as_path, read_json, writing
 from .gpt2 import save_pretrained
 from .trainer import load_model, save_model
-from .utils import CfgNode, ConfigError, mute, need, patch
+from .utils import CfgNode, ConfigError, make_folder, mute, need, patch, say
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +109,13 @@ FILES = {'model.safetensors', 'config.json', 'optimizer.pt', 'trainer.json'}
 
 def read_sums(folder) -> dict: # name of a file: its SHA-256
     "What SHA256SUMS in `folder` says; {} if there is none."
-    path = Path(folder, 'SHA256SUMS')
+    path = as_path(folder)/'SHA256SUMS'
     text = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
     return dict(reversed(line.split('  ', 1)) for line in text.splitlines() if '  ' in line)
 
 def check_target(folder):
     "`CheckpointError` unless `folder` is not there yet, empty, or a checkpoint."
-    folder = Path(folder)
+    folder = as_path(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -145,7 +145,7 @@ def write_folder(
     """Make a folder of files with SHA256SUMS, all at once: a kill at any moment leaves it as it
     was before, or complete. `OSError` in one line if the disk cannot take it."""
     check_target(folder)
-    folder = Path(folder).resolve()                               # a link stays, and leads to it
+    folder = as_path(folder).resolve()                            # a link stays, and leads to it
     part = folder.with_name(f'.{folder.name}.part')
     shutil.rmtree(part, ignore_errors=True)
     with writing(folder, 'a checkpoint', size):
@@ -168,7 +168,7 @@ def _fill(part, write):
 # %% ../nbs/07_checkpoints.ipynb #67f53e8f
 def check(folder):
     "Read all files of a checkpoint. `CheckpointError` names the first that is damaged or missing."
-    folder, sums = Path(folder), read_sums(folder)
+    folder, sums = as_path(folder), read_sums(folder)
     if not (folder/'SHA256SUMS').is_file():
         raise CheckpointError(f'{folder} is no checkpoint: it has no SHA256SUMS')
     for name in sorted(sums.keys() | FILES):
@@ -240,7 +240,7 @@ def save(
     if folder is None and not trainer.config.work_dir:
         raise ConfigError('set work_dir, or say which folder to save to')
     step = f'step-{trainer.iter_num:08d}'
-    folder = Path(folder or Path(trainer.config.work_dir, 'checkpoints', step))
+    folder = as_path(folder or Path(trainer.config.work_dir, 'checkpoints', step))
     engine, tokenizer = trainer.engine, getattr(trainer.train_dataset, 'tokenizer', None)
     first_does(engine, lambda: check_target(folder))
     state = trainer_state(trainer, _rows_beside(trainer, folder))
@@ -409,7 +409,7 @@ def read_all(trainer, folder) -> tuple: # (state, weights)
 def load(trainer, folder):
     """Go back to a state that `save` wrote. `CheckpointError` if it is damaged or of another run;
     then nothing is changed."""
-    folder, before = Path(folder), trainer.optimizer
+    folder, before = as_path(folder), trainer.optimizer
     if before is None:
         trainer.optimizer = trainer.model.configure_optimizers(trainer.config)
     its_state = copy.deepcopy(trainer.optimizer.state_dict())
@@ -428,7 +428,7 @@ def load(trainer, folder):
 # %% ../nbs/07_checkpoints.ipynb #e11eede6
 def checkpoints(work_dir) -> list: # of Path
     "The checkpoints in a work folder, by step; whether they are sound is not looked at."
-    found = Path(work_dir, 'checkpoints').glob('step-*')
+    found = (as_path(work_dir)/'checkpoints').glob('step-*')
     found = [p for p in found if re.fullmatch(r'step-\d{8,}', p.name) and p.is_dir()]
     return sorted(found, key=lambda p: int(p.name[5:]))
 
@@ -508,7 +508,7 @@ def settle(trainer):
     "Make `config.work_dir` the folder of this run: what others have left in it is set aside."
     home = trainer.config.work_dir
     if home and trainer.engine.rank == 0:
-        Path(home).mkdir(parents=True, exist_ok=True)
+        make_folder(home)
         for p in Path(home, 'checkpoints').glob('.step-*'): shutil.rmtree(p, ignore_errors=True)     # of a kill
         ours = trainer.checkpoint and Path(trainer.checkpoint).resolve().parent
         if ours != Path(home, 'checkpoints').resolve():
@@ -698,7 +698,7 @@ class TensorBoard:
 # %% ../nbs/07_checkpoints.ipynb #cd532259
 def find_model(folder) -> Path:
     "The model in `folder`: itself, its best checkpoint, its newest, or its folder `model`. `FileNotFoundError` if there is none."
-    folder = Path(folder)
+    folder = as_path(folder)
     found = checkpoints(folder)[::-1]
     if found: return min(found, key=held_out_loss)
     for place in (folder, folder/'model'):
@@ -722,6 +722,10 @@ def main(
 ):
     "Export a model of yours for transformers. `ConfigError` with one line if that cannot be."
     args = sys.argv[1:] if args is None else args
-    if len(args) != 2: raise ConfigError('usage: mingpt-nb export SOURCE TARGET, a checkpoint or work folder, and the folder to write')
-    try: print(f'{export(*args)} -> {args[1]}')
-    except (OSError, ValueError) as e: raise ConfigError(str(e)) from e
+    if len(args) != 2 or any(arg.startswith('--') for arg in args):
+        raise ConfigError('usage: mingpt-nb export SOURCE TARGET, a checkpoint or work folder, '
+                          'and the folder to write')
+    try:
+        say(f'{export(*args)} -> {as_path(args[1])}')
+    except (OSError, ValueError) as e:
+        raise ConfigError(str(e)) from e

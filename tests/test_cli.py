@@ -3,11 +3,11 @@ import contextlib, io, os, subprocess, sys, threading, warnings
 from pathlib import Path
 
 import pytest
-from mingpt_nb import adder, chargpt
+from mingpt_nb import adder, chargpt, checkpoints
 from mingpt_nb.bpe import CharTokenizer
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import load_model, save_model
-from mingpt_nb.utils import cli
+from mingpt_nb.utils import ConfigError, cli
 import processes
 
 ROOT = Path(__file__).parent.parent
@@ -158,6 +158,29 @@ def test_home_in_a_program(here):
     c.trainer.work_dir, c.system.work_dir = '~/a', Path('~/b')
     assert (c.trainer.work_dir, c.system.work_dir) == (str(here/'home'/'a'), here/'home'/'b')
     assert not (here/'~').exists() and sorted(p.name for p in (here/'home').iterdir()) == ['model', 't.bin', 'theirs']
+
+
+def test_export(here, capsys):
+    for args, says in (['', 'x'], 'is a variable not set?'), (['~/none', 'x'], 'neither a model nor checkpoints'), (['model', '--x'], 'usage:'), (['model'], 'usage:'):
+        refused(['export', *args], says)
+    small_model('~/model')
+    cli(['export', '~/model', '~/theirs'])
+    assert GPT.from_pretrained('~/theirs').config.vocab_size == 9 and not (here/'~').exists()
+    assert capsys.readouterr().out == f'{here/"home"/"model"} -> {here/"home"/"theirs"}\n'
+
+
+def test_checkpoints_at_home(here, capsys):
+    cli([*ADDER, '--trainer.checkpoint_every=1', '--trainer.work_dir=~/run'])
+    config = adder.get_config()
+    config.merge_from_args([*ADDER[1:], '--trainer.work_dir=~/again'])
+    trainer = adder.build(config)
+    trainer.load_checkpoint('~/run/checkpoints/step-00000001')
+    assert trainer.save_checkpoint('~/copy') == here/'home'/'copy' and checkpoints.find_model('~/run') and (here/'home'/'copy'/'SHA256SUMS').exists()
+    for wrong in 5, ['a']:
+        with pytest.raises(ConfigError, match='expected the path of a file or a folder'): trainer.config.work_dir = wrong
+    trainer.config.work_dir = 't.txt'
+    with pytest.raises(ConfigError, match="cannot write into work_dir='t.txt'"): trainer.run()
+    assert not (here/'~').exists()
 
 
 def test_a_value_that_the_data_give_too(here, capsys):
