@@ -711,6 +711,8 @@ def export(
 ) -> Path: # where the model came from
     "Write a trained model and its tokenizer as `save_pretrained` does: for transformers, and for `mingpt-nb generate --model=TARGET`."
     found = find_model(source)
+    if checkpoints(target) or Path(target, 'metrics.jsonl').exists():
+        raise CheckpointError(f'{target} is the work folder of a run, whose config.json would be lost: take another folder')
     if (found/'SHA256SUMS').is_file(): check(found)
     model, tokenizer = load_model(found)
     save_pretrained(model, target, tokenizer)
