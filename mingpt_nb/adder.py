@@ -22,8 +22,8 @@ from .checks import as_integer
 from .model import GPT
 from .trainer import Trainer, collate, save_model
 from .files import as_path
-from .utils import (CfgNode, ConfigError, cli, make_folder, most_workers, say, set_seed,
-                             setup_logging)
+from .utils import (CfgNode, ConfigError, cli, hold, make_folder, most_workers, say,
+                             set_seed, setup_logging)
 
 # %% ../nbs/04_adder.ipynb #776a75d6
 def add_columns(
@@ -287,9 +287,9 @@ def main(
     "Train a GPT to add, and test it: `--data.ndigit=3`, and any other field of `get_config`. Returns the trainer."
     config = get_config()
     config.merge_from_args(sys.argv[1:] if args is None else args)
-    trainer = prepare(config, build)
-    say(config)
-    with cpu_threads(config.system.threads):
+    with hold(config.system.work_dir), cpu_threads(config.system.threads):
+        trainer = prepare(config, build)
+        say(config)
         trainer.run()
         report(trainer, config.system.work_dir)
     return trainer

@@ -24,7 +24,7 @@ from .data import DownloadError, TokenDataset, bits_per_character, english, fetc
 from .model import GPT
 from .trainer import Trainer, save_model
 from .files import as_path, expand
-from .utils import CfgNode, ConfigError, cli, pick_dtype, say, set_seed
+from .utils import CfgNode, ConfigError, cli, hold, pick_dtype, say, set_seed
 
 # %% ../nbs/06_chargpt.ipynb #7be84070
 def code_points(text:str) -> np.ndarray:
@@ -293,13 +293,13 @@ def main(
             config.text.file = expand(files[0])
         except ValueError as e:
             raise ConfigError(f'the text to train on: {e}') from None
-    trainer = prepare(config, build)
-    sizes = len(trainer.train_dataset.data), len(trainer.eval_dataset.data)
-    say(config, end='')
-    say('{:,} characters to train on, {:,} held out'.format(*sizes))
-    watch = Watch(as_path(config.system.work_dir)/'model', **config.sample.to_dict())
-    trainer.add_callback('on_batch_end', watch)
-    with cpu_threads(config.system.threads):
+    with hold(config.system.work_dir), cpu_threads(config.system.threads):
+        trainer = prepare(config, build)
+        sizes = len(trainer.train_dataset.data), len(trainer.eval_dataset.data)
+        say(config, end='')
+        say('{:,} characters to train on, {:,} held out'.format(*sizes))
+        watch = Watch(as_path(config.system.work_dir)/'model', **config.sample.to_dict())
+        trainer.add_callback('on_batch_end', watch)
         trainer.run()
         report(trainer, watch, config.system.work_dir)
     return trainer

@@ -26,7 +26,7 @@ from .checks import as_integer, as_number
 from .data import tokenizer_print
 from .files import about, as_path, misfits, read_json, write_model
 from .model import GPT, count_params, resolve_config
-from .utils import (Bar, CfgNode, ConfigError, RunError, evaluating, machine_memory,
+from .utils import (Bar, CfgNode, ConfigError, RunError, evaluating, hold, machine_memory,
                              most_workers, patch, pick_device, plain_name, set_seed, unwrap)
 
 # %% ../nbs/03_trainer.ipynb #00c618ee
@@ -412,30 +412,41 @@ def _hide_bar(trainer): # True, False, or None: unless this is a terminal
 
 @patch
 def run(self:Trainer):
-    "Train until `config.max_iters` steps are done, or as many more if they are done already. Callbacks and history as it goes."
+    """Train until `config.max_iters` steps are done, or as many more if they are done already.
+    Callbacks and history as it goes. `FolderInUse` if another run works in `config.work_dir`."""
     from mingpt_nb.checkpoints import Guard, begin, tidy
     c = self.config
     check_config(c)                                              # once more: it may have changed
     lr_at(self.iter_num, c)
     self.check_held_out()
+    self._make_optimizer()
+    with hold(c.work_dir):                                       # nobody else writes there
+        begin(self)                                              # resumes, if that is wanted
+        again = self.iter_num >= (c.max_iters or 0) and not self.resumed
+        stop = math.inf if c.max_iters is None else c.max_iters + self.iter_num * again
+        self.resumed = False
+        if self.iter_num >= stop: return tidy(self)              # resumed, and complete
+        total = None if stop == math.inf else stop
+        bar = Bar(total=total, initial=self.iter_num, unit='step', disable=_hide_bar(self))
+        self.model.train()
+        self.iter_time = time.time()
+        with Guard(self) as guard, bar:
+            for i, (x, y) in enumerate(self.batches()):
+                if i == 0: check_batch(x, y, c.check_alignment)
+                self.step(x, y)
+                tokens, last = y.numel() * self.engine.world, self.iter_num + 1 >= stop
+                self._after_step(bar, tokens, last)
+                if guard.after_step() or self.iter_num >= stop: break
+    logger.info('%d steps, loss %.4f, gradient clipped in %.1f%% of them',
+                self.iter_num, self.loss.item(), 100 * self.clipped / self.iter_num)
+
+@patch
+def _make_optimizer(self:Trainer):
     if self.optimizer is None and not hasattr(self.model, 'configure_optimizers'):
-        raise ValueError(f'{type(self.model).__name__} has no configure_optimizers(config): give the trainer an `optimizer`')
-    if self.optimizer is None: self.optimizer = self.model.configure_optimizers(c)
-    begin(self)                                                  # resumes, if that is wanted
-    again = self.iter_num >= (c.max_iters or 0) and not self.resumed     # a run that was resumed and is complete needs nothing more
-    stop = math.inf if c.max_iters is None else c.max_iters + self.iter_num * again
-    self.resumed = False
-    if self.iter_num >= stop: return tidy(self)
-    bar = Bar(total=None if stop == math.inf else stop, initial=self.iter_num, unit='step', disable=_hide_bar(self))
-    self.model.train()
-    self.iter_time = time.time()
-    with Guard(self) as guard, bar:
-        for i, (x, y) in enumerate(self.batches()):
-            if i == 0: check_batch(x, y, c.check_alignment)
-            self.step(x, y)
-            self._after_step(bar, y.numel() * self.engine.world, last=self.iter_num + 1 >= stop)
-            if guard.after_step() or self.iter_num >= stop: break
-    logger.info('%d steps, loss %.4f, gradient clipped in %.1f%% of them', self.iter_num, self.loss.item(), 100 * self.clipped / self.iter_num)
+        raise ValueError(f'{type(self.model).__name__} has no configure_optimizers(config): '
+                         'give the trainer an `optimizer`')
+    if self.optimizer is None:
+        self.optimizer = self.model.configure_optimizers(self.config)
 
 # %% ../nbs/03_trainer.ipynb #691c0a31
 @patch
@@ -568,8 +579,8 @@ def begin(self:Trainer):
     """What comes before the first step; `run` does it if nobody has: resume, if `config.resume`
     says so, or set aside what an earlier run has left in `config.work_dir`."""
     from mingpt_nb.checkpoints import begin
-    if self.optimizer is None: self.optimizer = self.model.configure_optimizers(self.config)
-    begin(self)
+    self._make_optimizer()
+    with hold(self.config.work_dir): begin(self)
 
 @patch
 def save_checkpoint(self:Trainer, folder=None): # default: step-00000100 or the like, in `config.work_dir`
@@ -577,7 +588,7 @@ def save_checkpoint(self:Trainer, folder=None): # default: step-00000100 or the 
     returns its path. `CheckpointError` for a folder that holds anything but a checkpoint."""
     from mingpt_nb.checkpoints import save, settle
     if folder is None and self.home != str(self.config.work_dir):
-        settle(self)
+        with hold(self.config.work_dir): settle(self)
     return save(self, folder)
 
 @patch

@@ -272,17 +272,17 @@ class FolderInUse(ConfigError):
 
 @contextmanager
 def hold(
-    folder, # made if it is not there
+    folder, # made if it is not there; None: nothing to hold
 ):
     """Within the block the folder is this thread's. `FolderInUse` if it is somebody else's. Of
     the processes that `torchrun` has started, the first holds it for all."""
-    key, me = os.path.realpath(folder), (os.getpid(), threading.get_ident())
-    if int(os.environ.get('RANK', 0)) or _held.get(key) == me:
+    key, me = folder and os.path.realpath(as_path(folder)), (os.getpid(), threading.get_ident())
+    if not folder or int(os.environ.get('RANK', 0)) or _held.get(key) == me:
         yield
         return
-    new = not os.path.exists(key)
+    new = [p for p in (Path(key), *Path(key).parents) if not p.exists()]
+    make_folder(folder)
     try:
-        os.makedirs(key, exist_ok=True)
         file = _take(folder, key, me)
     except OSError as e:
         raise ConfigError(f'cannot write into {str(folder)!r}: {e.strerror}') from e
@@ -294,9 +294,9 @@ def hold(
             with suppress(OSError):                               # Windows: not while it is open
                 os.unlink(file.name)
             file.close()
-        with suppress(OSError):
-            if new:
-                os.rmdir(key)                                     # if nothing was written
+        with suppress(OSError):                                   # where something was written
+            for p in new:
+                p.rmdir()
 
 def _take(folder, key, me):
     says = f'{folder} is in use by another run, {{}}: wait for its end, or take another folder'

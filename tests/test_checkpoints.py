@@ -3,6 +3,7 @@ import copy
 import hashlib
 import json
 import os
+import platform
 import random
 import re
 import shutil
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -24,7 +26,7 @@ from mingpt_nb.bpe import CharTokenizer, train_bpe
 from mingpt_nb.checkpoints import CheckpointError, OtherRun, check, checkpoints, export, find_model, held_out_loss, prune
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import DataError, Trainer, TrainingDiverged, save_model
-from mingpt_nb.utils import cli, set_seed
+from mingpt_nb.utils import FolderInUse, cli, hold, set_seed
 import processes
 from processes import finish
 
@@ -726,3 +728,45 @@ def test_a_worker_that_dies_names_itself(tmp_path):
 def test_quiet_is_quiet(capfd, tmp_path):
     trainer(tmp_path, checkpoint_every=2, evaluate=Rows(), eval_every=2).run()
     assert capfd.readouterr() == ('', '')
+
+
+@posix
+def test_a_second_run_in_the_same_folder_is_refused_and_a_kill_frees_it(tmp_path):
+    first = start(tmp_path, '--max_iters=100000', '--num_workers=1')
+    for line in first.stdout:
+        if line == 'step 6\n': break
+    _, err = finish(start(tmp_path), code=1)
+    assert re.search(rf'FolderInUse: out is in use by another run, process {first.pid} on {re.escape(platform.node())}, since \d{{4}}-\d\d-\d\d ', err.splitlines()[-1])
+    assert first.returncode is None and not list((tmp_path/'out').glob('set-aside*'))
+    first.kill()                                                    # its worker lives on for a while, and does not hold the folder
+    first.communicate(timeout=60)
+    out, _ = finish(start(tmp_path, '--max_iters=10'))
+    assert 'sha256' in out and sorted(p.name for p in (tmp_path/'out').iterdir()) == ['checkpoints', 'metrics.jsonl']
+
+
+def in_another_thread(f, *args):
+    with ThreadPoolExecutor() as pool: return pool.submit(f, *args).result()
+
+
+@pytest.mark.parametrize('command', ['adder', 'chargpt'])
+def test_a_command_touches_nothing_in_the_folder_of_another_run(tmp_path, command):
+    (tmp_path/'input.txt').write_text('It was the best of times. ' * 40)
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out'/'ids.bin').write_text('of the other run')
+    args = {'adder': ['--data.ndigit=1'], 'chargpt': [str(tmp_path/'input.txt'), '--text.map_above=0', '--model.model_type=gpt-nano', '--data.block_size=8']}[command]
+    with hold(tmp_path/'out'):
+        with pytest.raises(SystemExit, match=f'mingpt-nb {command}: .*out is in use by another run'):
+            in_another_thread(cli, [command, *args, f'--system.work_dir={tmp_path/"out"}', '--trainer.max_iters=1'])
+        assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['.lock', 'ids.bin'] and (tmp_path/'out'/'ids.bin').read_text() == 'of the other run'
+
+
+def test_what_a_trainer_does_to_its_folder_it_does_alone(tmp_path):
+    trainer(tmp_path, checkpoint_every=3).run()
+    before = contents(tmp_path)
+    with hold(tmp_path):
+        for act in 'run', 'begin', 'save_checkpoint':
+            other = trainer(tmp_path)
+            with pytest.raises(FolderInUse, match='in use by another run'): in_another_thread(getattr(other, act))
+    assert contents(tmp_path) == before
+    trainer(tmp_path, resume='auto').run()
+    assert not (tmp_path/'.lock').exists()
