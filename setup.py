@@ -1,14 +1,18 @@
 "Give setuptools the metadata that settings.ini holds."
+
+import re
 from configparser import ConfigParser
 from pathlib import Path
-import re
+
 from setuptools import setup
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
-version = re.search(r'__version__ = "(.+)"', (here / cfg["lib_path"] / "__init__.py").read_text(encoding="utf-8"))[1]
+version = re.search(
+    r'__version__ = "(.+)"', (here / cfg["lib_path"] / "__init__.py").read_text(encoding="utf-8")
+)[1]
 lines = lambda key: cfg[key].strip().splitlines()
 pythons = range(int(cfg["min_python"].split(".")[1]), int(cfg["max_python"].split(".")[1]) + 1)
 
@@ -35,7 +39,9 @@ setup(
     package_data={cfg["lib_path"]: ["data/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
-    extras_require={extra: lines(f"{extra}_requirements") for extra in ("hf", "plot", "tensorboard", "dev")},
+    extras_require={
+        extra: lines(f"{extra}_requirements") for extra in ("hf", "plot", "tensorboard", "dev")
+    },
     entry_points={
         "console_scripts": lines("console_scripts"),
         "nbdev": [f"{cfg['lib_path']} = {cfg['lib_path']}._modidx:d"],

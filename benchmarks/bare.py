@@ -5,12 +5,15 @@
 `BareGPT(model)` looks everything up once, and computes the same numbers. What is skipped must not be missed: people hang hooks on modules,
 put a layer of their own in the place of one, or replace a `forward`. So whatever is not as chapters 01 and 02 define it is called as before.
 """
+
 from functools import partial
 from types import SimpleNamespace
+
 import torch
+from common import OURS, alternate, main, ratios
 from torch import nn
 from torch.nn import functional as F
-from common import OURS, alternate, main, ratios
+
 from mingpt_nb.attention import CausalSelfAttention, attend
 from mingpt_nb.model import ACTIVATIONS, GPT, MLP, Block
 
@@ -23,13 +26,28 @@ def bare(m, product=F.linear):
     if kind is nn.Linear:
         return partial(product, weight=m.weight, bias=m.bias)
     if kind is nn.LayerNorm:
-        return partial(F.layer_norm, normalized_shape=m.normalized_shape, weight=m.weight, bias=m.bias, eps=m.eps)
-    if kind is Block and type(m.attn) is CausalSelfAttention and type(m.mlp) is MLP and untouched(m.attn) and untouched(m.mlp):
+        return partial(
+            F.layer_norm,
+            normalized_shape=m.normalized_shape,
+            weight=m.weight,
+            bias=m.bias,
+            eps=m.eps,
+        )
+    if (
+        kind is Block
+        and type(m.attn) is CausalSelfAttention
+        and type(m.mlp) is MLP
+        and untouched(m.attn)
+        and untouched(m.mlp)
+    ):
         return bare_block(m, product)
     return m.forward if kind in ACTIVATIONS.values() else m
 
 
-FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.LayerNorm, Block, CausalSelfAttention, MLP, *ACTIVATIONS.values())}
+FORWARDS = {
+    kind: kind.forward
+    for kind in (nn.Linear, nn.LayerNorm, Block, CausalSelfAttention, MLP, *ACTIVATIONS.values())
+}
 
 
 def untouched(m):
@@ -50,7 +68,7 @@ def bare_block(block, product):
         x = x.reshape(B * T, C)
         q, k, v = c_attn(norm_1(x)).view(B, T, 3 * nh, C // nh).transpose(1, 2).chunk(3, dim=1)
         if cache is not None:
-            k, v = cache.append(k, v)                                   # each (B, nh, S, hs), in the cache's dtype
+            k, v = cache.append(k, v)  # each (B, nh, S, hs), in the cache's dtype
         y = attend(q.to(k.dtype), k, v).to(x.dtype)
         x = x + c_proj(y.transpose(1, 2).reshape(B * T, C))
         x = x + proj(act(fc(norm_2(x))))
@@ -61,15 +79,20 @@ def bare_block(block, product):
 
 class BareGPT:
     "What generation needs of a GPT, with functions in the place of modules. A model whose three methods are not these is used as it is."
+
     embed, hidden, next_logits = GPT.embed, GPT.hidden, GPT.next_logits
 
-    def __new__(cls, model, product=F.linear): # in eval mode
+    def __new__(cls, model, product=F.linear):  # in eval mode
         for name in 'embed', 'hidden', 'next_logits':
             if name in vars(model) or getattr(type(model), name) is not getattr(cls, name):
                 return model
         self, t = super().__new__(cls), model.transformer
-        self.transformer = SimpleNamespace(wte=t.wte, wpe=SimpleNamespace(weight=t.wpe.weight), h=[bare(block, product) for block in t.h],
-                                           ln_f=bare(t.ln_f))
+        self.transformer = SimpleNamespace(
+            wte=t.wte,
+            wpe=SimpleNamespace(weight=t.wpe.weight),
+            h=[bare(block, product) for block in t.h],
+            ln_f=bare(t.ln_f),
+        )
         self.lm_head, self.training = bare(model.lm_head, product), False
         self.config, self.block_size = model.config, model.block_size
         return self
@@ -87,15 +110,26 @@ def write(model, caches, prompt, new):
 
 def rows(args):
     config, new = GPT.get_default_config(), 4 if args.tiny else args.new
-    config.merge_from_dict(dict(model_type='gpt-nano' if args.tiny else 'gpt-mini', vocab_size=65, block_size=256))
+    config.merge_from_dict(
+        dict(model_type='gpt-nano' if args.tiny else 'gpt-mini', vocab_size=65, block_size=256)
+    )
     torch.manual_seed(0)
     model = GPT(config).eval()
     prompt = torch.randint(65, (1, 16))
     with torch.inference_mode():
         caches = model.new_caches(1, 16 + new)
-        jobs = {name: lambda m=m: write(m, caches, prompt, new) for name, m in {OURS: model, 'no modules': BareGPT(model)}.items()}
+        jobs = {
+            name: lambda m=m: write(m, caches, prompt, new)
+            for name, m in {OURS: model, 'no modules': BareGPT(model)}.items()
+        }
         same = (jobs[OURS]() == jobs['no modules']()).float().mean().item()
-        yield from ratios('small float32, batch 1', alternate(jobs, args.rounds), per=new * 1e-3, unit='ms/token', same_tokens=same)
+        yield from ratios(
+            'small float32, batch 1',
+            alternate(jobs, args.rounds),
+            per=new * 1e-3,
+            unit='ms/token',
+            same_tokens=same,
+        )
 
 
 if __name__ == '__main__':

@@ -7,10 +7,12 @@ Every way computes what `F.linear` computes, up to rounding, and nothing wins ev
 processor, the shape, the number of rows and the type. The package therefore uses `F.linear`; whoever wants more speed has to
 measure on the machine at hand, as this command does. A ratio below 1 means that the other way is the faster one.
 """
+
 import platform
+
 import torch
-from torch.nn import functional as F
 from common import OURS, alternate, cpu_name, main, ratios
+from torch.nn import functional as F
 
 
 def stored_in_out(x, weight, bias=None):
@@ -33,7 +35,9 @@ def rows_turned(x, weight, bias=None):
     if n == 1:
         rows = rows.repeat(2, 1)
     parts = rows.chunk(-(-len(rows) // 4))
-    y = torch.cat([(weight @ part.T).T for part in parts])[:n]          # (n, out), one row after the other in memory
+    y = torch.cat([(weight @ part.T).T for part in parts])[
+        :n
+    ]  # (n, out), one row after the other in memory
     y = y.reshape(*x.shape[:-1], weight.shape[0])
     return y if bias is None else y + bias
 
@@ -67,18 +71,34 @@ def lay_in_out(weight):
     return weight.t().contiguous().t()
 
 
-WAYS = dict(stored_in_out=stored_in_out, rows_turned=rows_turned, multiplied_and_summed=multiplied_and_summed, without_onednn=without_onednn)
+WAYS = dict(
+    stored_in_out=stored_in_out,
+    rows_turned=rows_turned,
+    multiplied_and_summed=multiplied_and_summed,
+    without_onednn=without_onednn,
+)
 
 
 def useful(way, n, dtype):
     "Whether a way is worth a measurement with `n` rows: one that is for a single row, or for bfloat16, is not tried elsewhere."
     single, half = n == 1, dtype == torch.bfloat16
-    return dict(stored_in_out=True, rows_turned=not half, multiplied_and_summed=single and not half, without_onednn=single and half)[way]
+    return dict(
+        stored_in_out=True,
+        rows_turned=not half,
+        multiplied_and_summed=single and not half,
+        without_onednn=single and half,
+    )[way]
 
 
 def shapes(layers, C, vocab):
     "{(out, in): how many a GPT has}, in the order of their use."
-    return {(3 * C, C): layers, (C, C): layers, (4 * C, C): layers, (C, 4 * C): layers, (vocab, C): 1}
+    return {
+        (3 * C, C): layers,
+        (C, C): layers,
+        (4 * C, C): layers,
+        (C, 4 * C): layers,
+        (vocab, C): 1,
+    }
 
 
 SHAPES = {'124M': shapes(12, 768, 50257), 'small': shapes(6, 192, 65)}
@@ -88,7 +108,11 @@ TINY = {'tiny': shapes(2, 16, 20)}
 def compare(what, counts, n, dtype, rounds):
     "A row for each way: all these products with `n` rows, one after the other, against `F.linear`."
     torch.manual_seed(0)
-    weights = [torch.randn(shape, dtype=dtype) / shape[1]**0.5 for shape, count in counts.items() for _ in range(count)]
+    weights = [
+        torch.randn(shape, dtype=dtype) / shape[1] ** 0.5
+        for shape, count in counts.items()
+        for _ in range(count)
+    ]
     inputs = {size: torch.randn(n, size, dtype=dtype) for _, size in counts}
     ways = {name: way for name, way in WAYS.items() if useful(name, n, dtype)}
     laid_out = [lay_in_out(w) for w in weights]
@@ -98,9 +122,13 @@ def compare(what, counts, n, dtype, rounds):
 
     jobs = {OURS: lambda: all_products(F.linear, weights)}
     for name, way in ways.items():
-        jobs[name] = lambda way=way, mine=laid_out if name == 'stored_in_out' else weights: all_products(way, mine)
+        jobs[name] = lambda way=way, mine=laid_out if name == 'stored_in_out' else weights: (
+            all_products(way, mine)
+        )
         for y, right in zip(jobs[name](), jobs[OURS]()):
-            torch.testing.assert_close(y, right, atol=3e-2 if dtype == torch.bfloat16 else 1e-4, rtol=0)
+            torch.testing.assert_close(
+                y, right, atol=3e-2 if dtype == torch.bfloat16 else 1e-4, rtol=0
+            )
     yield from ratios(f'{what} {str(dtype)[6:]}, {n} row{"s" * (n > 1)}', alternate(jobs, rounds))
 
 
@@ -109,7 +137,11 @@ def measured(args, split):
     for name, counts in (TINY if args.tiny else SHAPES).items():
         if args.only not in name:
             continue
-        parts = {f'{name} {out}x{size}': {(out, size): count} for (out, size), count in counts.items()} if split else {name: counts}
+        parts = (
+            {f'{name} {out}x{size}': {(out, size): count} for (out, size), count in counts.items()}
+            if split
+            else {name: counts}
+        )
         for what, mine in parts.items():
             for dtype in torch.float32, torch.bfloat16:
                 for n in 1, 8:
@@ -117,4 +149,9 @@ def measured(args, split):
 
 
 if __name__ == '__main__':
-    main(__doc__, dict(models=lambda args: measured(args, False), shapes=lambda args: measured(args, True)), rounds=9, only=('', 'part of a model name'))
+    main(
+        __doc__,
+        dict(models=lambda args: measured(args, False), shapes=lambda args: measured(args, True)),
+        rounds=9,
+        only=('', 'part of a model name'),
+    )

@@ -10,29 +10,41 @@ __all__ = ['add_columns', 'to_digits', 'with_answers', 'split_listed', 'hash_row
            'cpu_threads', 'report', 'save_plot', 'prepare', 'main']
 
 # %% ../nbs/04_adder.ipynb #9f9f465d
-import itertools, math, sys
+import itertools
+import math
+import sys
 from contextlib import contextmanager
 from pathlib import Path
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 # %% ../nbs/04_adder.ipynb #e12b847d
 from .checks import as_integer
+from .files import as_path
 from .model import GPT
 from .trainer import Trainer, collate, save_model
-from .files import as_path
-from .utils import (CfgNode, ConfigError, cli, hold, make_folder, most_workers, say,
-                             set_seed, setup_logging)
+from mingpt_nb.utils import (
+    CfgNode,
+    ConfigError,
+    cli,
+    hold,
+    make_folder,
+    most_workers,
+    say,
+    set_seed,
+    setup_logging,
+)
 
 # %% ../nbs/04_adder.ipynb #776a75d6
 def add_columns(
-    a, # LongTensor (N, n), digits from the highest to the units
-    b, # LongTensor (N, n)
+    a,  # LongTensor (N, n), digits from the highest to the units
+    b,  # LongTensor (N, n)
 ):
     "The digits of a + b from the units up, LongTensor (N, n + 1): addition in columns, for numbers of any length."
     out, carry = [], torch.zeros_like(a[:, 0])
-    for x, y in zip(a.flip(1).T, b.flip(1).T):                    # units first, each (N,)
+    for x, y in zip(a.flip(1).T, b.flip(1).T):  # units first, each (N,)
         total = x + y + carry
         out.append(total % 10)
         carry = total // 10
@@ -40,14 +52,15 @@ def add_columns(
 
 # %% ../nbs/04_adder.ipynb #6ddf8c5b
 def to_digits(
-    numbers, # LongTensor (N,), 0 or more
-    n:int, # digits of each
+    numbers,  # LongTensor (N,), 0 or more
+    n: int,  # digits of each
 ):
     "The last n decimal digits of each number, highest first: LongTensor (N, n)."
     return numbers[:, None] // 10 ** torch.arange(n).flip(0) % 10
 
+
 def with_answers(
-    questions, # LongTensor (N, 2n): the digits of a, then of b
+    questions,  # LongTensor (N, 2n): the digits of a, then of b
 ):
     "Questions followed by the digits of a + b, units first: LongTensor (N, 3n + 1)."
     a, b = questions.chunk(2, dim=1)
@@ -55,8 +68,8 @@ def with_answers(
 
 # %% ../nbs/04_adder.ipynb #9cbe5f83
 def split_listed(
-    ndigit:int, # 1 to 3
-    split:str, # 'train' or 'test'
+    ndigit: int,  # 1 to 3
+    split: str,  # 'train' or 'test'
 ):
     "The numbers of the problems in a split, in a fixed random order; as in minGPT."
     order = torch.randperm(100**ndigit, generator=torch.Generator().manual_seed(1337))
@@ -65,12 +78,14 @@ def split_listed(
 
 # %% ../nbs/04_adder.ipynb #8090855b
 def hash_rows(
-    *columns, # integers or integer arrays, broadcast against each other
+    *columns,  # integers or integer arrays, broadcast against each other
 ):
     "A 64-bit hash of the integers in each row, a uint64 array; the same in every process and on every machine."
     h = np.zeros(1, dtype=np.uint64)
     for c in columns:
-        h = h + np.asarray(c, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)       # wraps around, as it should
+        h = (
+            h + np.asarray(c, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        )  # wraps around, as it should
         h = (h ^ h >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
         h = (h ^ h >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
         h = h ^ h >> np.uint64(31)
@@ -78,7 +93,7 @@ def hash_rows(
 
 # %% ../nbs/04_adder.ipynb #835f08f5
 def is_test(
-    questions, # integer array (N, 2n), the digits of a and b
+    questions,  # integer array (N, 2n), the digits of a and b
 ):
     "True for the fifth of all problems that is kept for testing, (N,); a + b and b + a agree."
     a, b = np.split(np.asarray(questions), 2, axis=1)
@@ -86,9 +101,9 @@ def is_test(
 
 # %% ../nbs/04_adder.ipynb #1f0cce78
 def draw_questions(
-    ndigit:int,
-    split:str, # 'train' or 'test'
-    items, # list of integers, 0 or more
+    ndigit: int,
+    split: str,  # 'train' or 'test'
+    items,  # list of integers, 0 or more
 ):
     "The questions with these numbers, int64 array (N, 2 * ndigit); never one of the other split."
     items, columns = np.asarray(items)[:, None], np.arange(2 * ndigit)
@@ -96,85 +111,104 @@ def draw_questions(
     for attempt in itertools.count():
         out[todo] = hash_rows(split == 'test', items[todo], attempt, columns) % np.uint64(10)
         todo = todo[is_test(out[todo]) != (split == 'test')]
-        if not len(todo): return out
+        if not len(todo):
+            return out
 
 # %% ../nbs/04_adder.ipynb #6b5b24e9
 class AdditionDataset(Dataset):
     "Sums of two numbers of `config.ndigit` digits, for `split` 'train' or 'test'; no problem is in both."
 
-    def __init__(self, config, split:str): # config with ndigit, 1 or more
-        if split not in ('train', 'test'): raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-        if config.ndigit < 1: raise ConfigError(f'ndigit must be 1 or more, got {config.ndigit}')
+    def __init__(self, config, split: str):  # config with ndigit, 1 or more
+        if split not in ('train', 'test'):
+            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+        if config.ndigit < 1:
+            raise ConfigError(f'ndigit must be 1 or more, got {config.ndigit}')
         self.config, self.split = config, split
-        self.ixes = split_listed(config.ndigit, split) if config.ndigit <= 3 else None   # None: drawn when asked for
+        self.ixes = (
+            split_listed(config.ndigit, split) if config.ndigit <= 3 else None
+        )  # None: drawn when asked for
 
     @staticmethod
-    def get_default_config(): return CfgNode(ndigit=2).freeze()
+    def get_default_config():
+        return CfgNode(ndigit=2).freeze()
 
-    def get_vocab_size(self): return 10                           # the digits
+    def get_vocab_size(self):
+        return 10  # the digits
 
-    def get_block_size(self): return 3 * self.config.ndigit       # all but the last digit of the answer is read
+    def get_block_size(self):
+        return 3 * self.config.ndigit  # all but the last digit of the answer is read
 
     def __len__(self):
-        if self.ixes is not None: return len(self.ixes)
+        if self.ixes is not None:
+            return len(self.ixes)
         return 500 if self.split == 'test' else 10_000_000
 
     def __getitem__(self, i):
-        x, y = self.__getitems__([range(len(self))[i]])           # the range refuses what is out of it
+        x, y = self.__getitems__([range(len(self))[i]])  # the range refuses what is out of it
         return x[0], y[0]
 
 # %% ../nbs/04_adder.ipynb #799a5da8
 def _items(self, ids):
     "The batch (x, y) of the items `ids`: LongTensors (B, 3n); y is -1 where the next digit belongs to the question."
     n = self.config.ndigit
-    if self.ixes is None: questions = torch.from_numpy(draw_questions(n, self.split, ids))
-    else: questions = to_digits(self.ixes[ids], 2 * n)
-    seqs = with_answers(questions)                                # (B, 3n + 1)
+    if self.ixes is None:
+        questions = torch.from_numpy(draw_questions(n, self.split, ids))
+    else:
+        questions = to_digits(self.ixes[ids], 2 * n)
+    seqs = with_answers(questions)  # (B, 3n + 1)
     x, y = seqs[:, :-1], seqs[:, 1:].clone()
-    y[:, :2 * n - 1] = -1
+    y[:, : 2 * n - 1] = -1
     return x, y
+
 
 AdditionDataset.__getitems__ = _items
 
 # %% ../nbs/04_adder.ipynb #5ca7773b
 def digits_only(
-    model, # a GPT, or another model with a `generate` like minGPT's
+    model,  # a GPT, or another model with a `generate` like minGPT's
 ) -> dict:
     "The argument that keeps `generate` to the ten digits, if the model has more ids than these."
     vocab_size = getattr(getattr(model, 'config', None), 'vocab_size', 10)
     return dict(allowed=range(10)) if vocab_size > 10 else {}
 
+
 @torch.no_grad()
 def right_digits(
-    model:GPT,
-    data, # its items (x, y) have -1 where the question is
-    max_items:int=None, # mark the first so many; None: all
+    model: GPT,
+    data,  # its items (x, y) have -1 where the question is
+    max_items: int = None,  # mark the first so many; None: all
 ):
     "Which digits of its own answers are right: bool (N, digits of the answer), in the order in which they are written."
     device, ids, right = next(model.parameters()).device, range(len(data))[:max_items], []
     for i in range(0, len(ids), 1000):
-        x, y = data.__getitems__(ids[i:i + 1000])
+        x, y = data.__getitems__(ids[i : i + 1000])
         if x.size(1) > model.block_size:
-            raise ValueError(f'problems of {x.size(1)} tokens do not fit a model with block_size={model.block_size}')
-        n = int((y[0] == -1).sum()) + 1                           # tokens in the question
-        answer = y[:, n - 1:]
+            raise ValueError(
+                f'problems of {x.size(1)} tokens do not fit a model with block_size={model.block_size}'
+            )
+        n = int((y[0] == -1).sum()) + 1  # tokens in the question
+        answer = y[:, n - 1 :]
         written = model.generate(x[:, :n].to(device), answer.size(1), **digits_only(model))[:, n:]
         right.append(written.cpu() == answer)
     return torch.cat(right)
 
-def accuracy(model:GPT, data, max_items:int=None) -> float:
+
+def accuracy(model: GPT, data, max_items: int = None) -> float:
     "The fraction of answers of which every digit is right."
     return right_digits(model, data, max_items).all(1).float().mean().item()
 
 # %% ../nbs/04_adder.ipynb #af22fa7c
-def add(model:GPT, a:int, b:int) -> int:
+def add(model: GPT, a: int, b: int) -> int:
     "The model's answer to a + b. `ValueError` for numbers that it has no places for."
     n = model.block_size // 3
     a, b = (_operand(number, n) for number in (a, b))
     question = [[int(digit) for digit in f'{a:0{n}}{b:0{n}}']]
     question = torch.tensor(question, device=next(model.parameters()).device)
-    answer = model.generate(question, n + 1, **digits_only(model))[0, 2 * n:].flip(0)     # highest digit first
+    answer = model.generate(question, n + 1, **digits_only(model))[0, 2 * n :].flip(
+        0
+    )  # highest digit first
     return int(''.join(map(str, answer.tolist())))
+
 
 def _operand(number, n):
     try:
@@ -183,41 +217,66 @@ def _operand(number, n):
         value = math.inf
     if value < 10**n:
         return value
-    raise ValueError(f'this model adds integers of up to {n} digits, from 0 to {10**n - 1}, '
-                     f'got {number!r}')
+    raise ValueError(
+        f'this model adds integers of up to {n} digits, from 0 to {10**n - 1}, got {number!r}'
+    )
 
 # %% ../nbs/04_adder.ipynb #6dc3bf30
 def get_config() -> CfgNode:
     "The settings of `main`: system, data, model, trainer. Steps and batch size are None: `run_length` will say."
-    system = CfgNode(seed=1337, work_dir='./out/adder', threads=1).freeze(work_dir=Path, threads=int | None)
-    c = CfgNode(system=system, data=AdditionDataset.get_default_config(),
-                model=GPT.get_default_config(), trainer=Trainer.get_default_config()).freeze()
+    system = CfgNode(seed=1337, work_dir='./out/adder', threads=1).freeze(
+        work_dir=Path, threads=int | None
+    )
+    c = CfgNode(
+        system=system,
+        data=AdditionDataset.get_default_config(),
+        model=GPT.get_default_config(),
+        trainer=Trainer.get_default_config(),
+    ).freeze()
     c.trainer.freeze(batch_size=int | None)
-    c.model.merge_from_dict(dict(model_type='gpt-nano', embd_pdrop=0., resid_pdrop=0., attn_pdrop=0.))
-    c.trainer.merge_from_dict(dict(learning_rate=4e-3, lr_schedule='cosine', warmup_iters=50, batch_size=None, eval_every=50))
+    c.model.merge_from_dict(
+        dict(model_type='gpt-nano', embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0)
+    )
+    c.trainer.merge_from_dict(
+        dict(
+            learning_rate=4e-3,
+            lr_schedule='cosine',
+            warmup_iters=50,
+            batch_size=None,
+            eval_every=50,
+        )
+    )
     return c
 
-def run_length(ndigit:int) -> tuple: # (steps, batch size)
+
+def run_length(ndigit: int) -> tuple:  # (steps, batch size)
     "Enough for 99% of the held-out problems with 2 or 3 digits; with more, a rule of thumb."
     return (800, 128) if ndigit <= 2 else (1000 * (ndigit - 1), 256)
 
 # %% ../nbs/04_adder.ipynb #1e0efd6f
-def build(config) -> Trainer: # as `get_config` makes it; the fields that follow from the data are filled in
+def build(
+    config,
+) -> Trainer:  # as `get_config` makes it; the fields that follow from the data are filled in
     "Seed everything, make data and model, and return the trainer, not yet run; the test problems are its `eval_dataset`."
     set_seed(config.system.seed)
-    if config.data.ndigit > 1000: # attention compares all the 3n digits of a sum with each other
+    if config.data.ndigit > 1000:  # attention compares all the 3n digits of a sum with each other
         raise ConfigError(f'ndigit must be 1000 or less, got {config.data.ndigit:,}')
     train, test = (AdditionDataset(config.data, split) for split in ('train', 'test'))
-    config.model.vocab_size, config.model.block_size = train.get_vocab_size(), train.get_block_size()
+    config.model.vocab_size, config.model.block_size = (
+        train.get_vocab_size(),
+        train.get_block_size(),
+    )
     steps, batch_size = run_length(config.data.ndigit)
-    if config.trainer.max_iters is None: config.trainer.max_iters = steps
-    if config.trainer.batch_size is None: config.trainer.batch_size = batch_size
+    if config.trainer.max_iters is None:
+        config.trainer.max_iters = steps
+    if config.trainer.batch_size is None:
+        config.trainer.batch_size = batch_size
     return Trainer(config.trainer, GPT(config.model), train, test)
 
 # %% ../nbs/04_adder.ipynb #19d0245c
 @contextmanager
 def cpu_threads(
-    n:int=None, # None: as many as before
+    n: int = None,  # None: as many as before
 ):
     "Let torch use `n` CPU threads inside the block, and as many as before after it. `ConfigError` for more than can be of use."
     before = torch.get_num_threads()
@@ -230,24 +289,28 @@ def cpu_threads(
 
 # %% ../nbs/04_adder.ipynb #c0d562bf
 def report(
-    trainer, # after its run, with the test problems as `eval_dataset`
-    folder, # where the folder `model` and the picture of the run go
+    trainer,  # after its run, with the test problems as `eval_dataset`
+    folder,  # where the folder `model` and the picture of the run go
 ):
     "Print the accuracy on the held-out problems and ten answers; write the folder `model` and training.png."
     model, data, folder = trainer.model, trainer.eval_dataset, as_path(folder)
-    save_model(model, folder/'model')
+    save_model(model, folder / 'model')
     right = right_digits(model, data).all(1)
     say(f'{right.sum()} of {len(right)} held-out problems right ({right.float().mean():.1%})')
     for x, _ in map(data.__getitem__, range(10)):
-        a, b = (int(''.join(map(str, digits.tolist()))) for digits in x[:2 * data.config.ndigit].chunk(2))
+        a, b = (
+            int(''.join(map(str, digits.tolist())))
+            for digits in x[: 2 * data.config.ndigit].chunk(2)
+        )
         answer = add(model, a, b)
         say(f'{a} + {b} = {answer}', 'right' if answer == a + b else f'WRONG, it is {a + b}')
-    say(f'model: {folder/"model"}')
+    say(f'model: {folder / "model"}')
     save_plot(trainer, folder, chance=float(np.log(10)))
 
-def save_plot(trainer, folder, chance:float):
+
+def save_plot(trainer, folder, chance: float):
     "Write training.png, or say why there is none."
-    picture = as_path(folder)/'training.png'
+    picture = as_path(folder) / 'training.png'
     try:
         trainer.plot(chance=chance).savefig(picture)
     except ImportError as e:
@@ -256,8 +319,8 @@ def save_plot(trainer, folder, chance:float):
 
 # %% ../nbs/04_adder.ipynb #b9a42a8c
 def prepare(
-    config, # of a command: system, data, model, trainer
-    build, # function: `build(config)` is the trainer
+    config,  # of a command: system, data, model, trainer
+    build,  # function: `build(config)` is the trainer
 ) -> Trainer:
     "The trainer, and the folders of its run. `ConfigError` for whatever would stop the run later."
     given = {k: getattr(config.model, k) for k in ('vocab_size', 'block_size')}
@@ -272,17 +335,21 @@ def prepare(
         decided = getattr(config.model, name)
         if value not in (None, decided):
             raise ConfigError(f'model.{name} follows from the data: it is {decided}, not {value}')
-    for name in 'model', 'training.png': # what stands in the way of the results is better found now
-        place = make_folder(config.system.work_dir)/name
+    for name in (
+        'model',
+        'training.png',
+    ):  # what stands in the way of the results is better found now
+        place = make_folder(config.system.work_dir) / name
         if place.exists() and place.is_dir() != (name == 'model'):
             raise ConfigError(f'{place} is in the way of what the run will write there: move it')
     make_folder(config.trainer.work_dir, 'trainer.work_dir')
-    trainer.begin()                                               # an earlier run is resumed, or set aside
+    trainer.begin()  # an earlier run is resumed, or set aside
     setup_logging(config)
     return trainer
 
+
 def main(
-    args:list=None, # default: `sys.argv[1:]`
+    args: list = None,  # default: `sys.argv[1:]`
 ) -> Trainer:
     "Train a GPT to add, and test it: `--data.ndigit=3`, and any other field of `get_config`. Returns the trainer."
     config = get_config()
@@ -295,4 +362,5 @@ def main(
     return trainer
 
 # %% ../nbs/04_adder.ipynb #fc0267aa
-if __name__ == '__main__' and '__file__' in globals(): cli(['adder', *sys.argv[1:]])
+if __name__ == '__main__' and '__file__' in globals():
+    cli(['adder', *sys.argv[1:]])

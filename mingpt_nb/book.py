@@ -11,55 +11,75 @@ __all__ = ['COLORS', 'STYLE', 'DASHES', 'subplots', 'line_chart', 'bar_chart', '
            'changed_outputs', 'check_outputs', 'check_varies', 'cpu_name', 'sign', 'to_markdown', 'main']
 
 # %% ../nbs/92_book.ipynb #27b83cc2
-import json, platform, re, subprocess, sys
+import json
+import platform
+import re
+import subprocess
+import sys
 from base64 import b64decode
 from functools import lru_cache
 from html import unescape
 from itertools import accumulate, cycle
 from math import isclose
 from pathlib import Path
+
 import torch
+
 from .bpe import SHA256, read_data
 from .utils import need
 
 # %% ../nbs/92_book.ipynb #3aebe04d
 COLORS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7F7F7F', '#000000']
 
-#: matplotlib settings: sizes in points and inches, 144 dots per inch on the page (notebooks draw at twice `figure.dpi`)
+# : matplotlib settings: sizes in points and inches, 144 dots per inch on the page (notebooks draw
+# at twice `figure.dpi`)
 STYLE = {
-    'figure.dpi': 72, 'savefig.dpi': 72, 'figure.constrained_layout.use': True, 'figure.facecolor': 'white',
-    'font.size': 10, 'axes.titlesize': 11, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.25,
-    'lines.linewidth': 1.8, 'legend.frameon': False, 'svg.hashsalt': 'mingpt_nb',
+    'figure.dpi': 72,
+    'savefig.dpi': 72,
+    'figure.constrained_layout.use': True,
+    'figure.facecolor': 'white',
+    'font.size': 10,
+    'axes.titlesize': 11,
+    'axes.titleweight': 'bold',
+    'axes.titlelocation': 'left',
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'grid.alpha': 0.25,
+    'lines.linewidth': 1.8,
+    'legend.frameon': False,
+    'svg.hashsalt': 'mingpt_nb',
 }
 
 # %% ../nbs/92_book.ipynb #10b35e3a
 def subplots(
-    nrows:int=1, # rows of axes
-    ncols:int=1, # columns of axes
-    width:float=7., # of the whole figure, inches
-    height:float=3., # of the whole figure, inches
-    **kwargs, # for `plt.subplots`, e.g. `sharey=True`
+    nrows: int = 1,  # rows of axes
+    ncols: int = 1,  # columns of axes
+    width: float = 7.0,  # of the whole figure, inches
+    height: float = 3.0,  # of the whole figure, inches
+    **kwargs,  # for `plt.subplots`, e.g. `sharey=True`
 ):
     "A figure and its axes, as `plt.subplots` returns them, in the book's style. `ImportError` without matplotlib."
     plt = need('matplotlib.pyplot', 'plot')
     from cycler import cycler
+
     plt.rcParams.update({**STYLE, 'axes.prop_cycle': cycler(color=COLORS)})
     return plt.subplots(nrows, ncols, figsize=(width, height), **kwargs)
 
 # %% ../nbs/92_book.ipynb #0ce00a61
 DASHES = ['-', '--', ':', '-.', (0, (5, 1)), (0, (1, 1))]
 
+
 def line_chart(
-    ax, # axes to draw on
-    curves:dict, # {label: values, or (places, values)}
-    title:str='',
-    xlabel:str='',
-    ylabel:str='',
-    levels:dict={}, # {name: height} of horizontal lines
-    marker:str='', # of each value, e.g. 'o'
-    legend:str='best', # place of the legend; '': none
-    **settings, # for `ax.set`, e.g. `ylim=(0, 1)`
+    ax,  # axes to draw on
+    curves: dict,  # {label: values, or (places, values)}
+    title: str = '',
+    xlabel: str = '',
+    ylabel: str = '',
+    levels: dict = {},  # {name: height} of horizontal lines
+    marker: str = '',  # of each value, e.g. 'o'
+    legend: str = 'best',  # place of the legend; '': none
+    **settings,  # for `ax.set`, e.g. `ylim=(0, 1)`
 ):
     "Draw each of `curves` with a colour and a dash of its own."
     for (label, data), dash in zip(curves.items(), cycle(DASHES)):
@@ -67,20 +87,30 @@ def line_chart(
         ax.plot(places, values, linestyle=dash, marker=marker, markersize=4, label=label)
     for name, height in levels.items():
         ax.axhline(height, lw=1, ls=(0, (6, 3)), color=COLORS[6])
-        ax.annotate(name, (0.99, height), (0, 2), ('axes fraction', 'data'), 'offset points', ha='right', va='bottom', color='#595959')
+        ax.annotate(
+            name,
+            (0.99, height),
+            (0, 2),
+            ('axes fraction', 'data'),
+            'offset points',
+            ha='right',
+            va='bottom',
+            color='#595959',
+        )
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel, **settings)
-    if legend and len(curves) > 1: ax.legend(loc=legend)
+    if legend and len(curves) > 1:
+        ax.legend(loc=legend)
 
 # %% ../nbs/92_book.ipynb #c21d024e
 def bar_chart(
-    ax, # axes to draw on
-    labels, # a name for each bar
-    values, # the length of each bar
-    title:str='',
-    xlabel:str='',
-    ylabel:str='',
-    sideways:bool=False, # names on the left, the first on top
-    **settings, # for `ax.set`
+    ax,  # axes to draw on
+    labels,  # a name for each bar
+    values,  # the length of each bar
+    title: str = '',
+    xlabel: str = '',
+    ylabel: str = '',
+    sideways: bool = False,  # names on the left, the first on top
+    **settings,  # for `ax.set`
 ):
     "Draw a bar for each of `values`, with its name."
     places = range(len(labels))
@@ -89,23 +119,28 @@ def bar_chart(
     getattr(ax, f'{axis}axis').set_ticks(places, labels, parse_math=False)
     ax.grid(axis=axis, visible=False)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel, **settings)
-    if sideways and not ax.yaxis_inverted(): ax.invert_yaxis()
+    if sideways and not ax.yaxis_inverted():
+        ax.invert_yaxis()
 
 # %% ../nbs/92_book.ipynb #b8fd5090
 def flow_chart(
-    ax, # axes to draw on
-    boxes:dict, # {key: (x, y, text)}
-    arrows, # pairs of keys, from and to
-    shaded=(), # keys of boxes to fill
-    title:str='',
+    ax,  # axes to draw on
+    boxes: dict,  # {key: (x, y, text)}
+    arrows,  # pairs of keys, from and to
+    shaded=(),  # keys of boxes to fill
+    title: str = '',
 ):
     "Draw boxes with text, and arrows between them."
     drawn = {}
     for key, (x, y, text) in boxes.items():
-        frame = dict(boxstyle='round,pad=0.45', fc='#DCE9F5' if key in shaded else 'white', ec=COLORS[0])
+        frame = dict(
+            boxstyle='round,pad=0.45', fc='#DCE9F5' if key in shaded else 'white', ec=COLORS[0]
+        )
         drawn[key] = ax.text(x, y, text, ha='center', va='center', fontsize=9, bbox=frame)
     for a, b in arrows:
-        ends = dict(patchA=drawn[a].get_bbox_patch(), patchB=drawn[b].get_bbox_patch(), shrinkA=2, shrinkB=2)
+        ends = dict(
+            patchA=drawn[a].get_bbox_patch(), patchB=drawn[b].get_bbox_patch(), shrinkA=2, shrinkB=2
+        )
         ax.annotate('', boxes[b][:2], boxes[a][:2], arrowprops=dict(arrowstyle='->', **ends))
     xs, ys, _ = zip(*boxes.values())
     ax.set(xlim=(min(xs) - 0.5, max(xs) + 0.5), ylim=(min(ys) - 0.5, max(ys) + 0.5), title=title)
@@ -113,99 +148,129 @@ def flow_chart(
 
 # %% ../nbs/92_book.ipynb #1dff23a1
 def heat_map(
-    ax, # axes to draw on
-    matrix, # (rows, columns), array or tensor
-    rows=None, # labels from top to bottom
-    cols=None, # labels from left to right
-    title:str='',
-    xlabel:str='',
-    ylabel:str='',
-    values:bool=None, # write the numbers? None: when there are at most 10 columns
-    vmin=0., # value of the lightest cell
-    vmax=None, # value of the darkest cell; None: the largest
-    fmt:str='.2f', # format of the numbers
+    ax,  # axes to draw on
+    matrix,  # (rows, columns), array or tensor
+    rows=None,  # labels from top to bottom
+    cols=None,  # labels from left to right
+    title: str = '',
+    xlabel: str = '',
+    ylabel: str = '',
+    values: bool = None,  # write the numbers? None: when there are at most 10 columns
+    vmin=0.0,  # value of the lightest cell
+    vmax=None,  # value of the darkest cell; None: the largest
+    fmt: str = '.2f',  # format of the numbers
 ):
     "Draw `matrix` as a heat map and return the image, for a colour bar. NaN stays white."
     matrix = need('numpy', 'plot').asarray(getattr(matrix, 'detach', lambda: matrix)(), dtype=float)
     image = ax.imshow(matrix, cmap='Blues', vmin=vmin, vmax=vmax, aspect='auto')
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel); ax.grid(False)
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    ax.grid(False)
     for axis, labels in ((ax.xaxis, cols), (ax.yaxis, rows)):
-        if labels is not None: axis.set_ticks(range(len(labels)), labels)
-    if values or (values is None and matrix.shape[1] <= 10): _write_values(ax, matrix, image, fmt)
+        if labels is not None:
+            axis.set_ticks(range(len(labels)), labels)
+    if values or (values is None and matrix.shape[1] <= 10):
+        _write_values(ax, matrix, image, fmt)
     return image
 
 # %% ../nbs/92_book.ipynb #e72cc8dd
 def _write_values(ax, matrix, image, fmt):
     for i, row in enumerate(matrix):
         for j, v in enumerate(row):
-            if v != v: continue                                          # NaN: nothing to write
-            ax.text(j, i, format(v, fmt), ha='center', va='center', fontsize=8,
-                    color='white' if image.norm(v) > 0.6 else 'black')
+            if v != v:
+                continue  # NaN: nothing to write
+            ax.text(
+                j,
+                i,
+                format(v, fmt),
+                ha='center',
+                va='center',
+                fontsize=8,
+                color='white' if image.norm(v) > 0.6 else 'black',
+            )
 
 # %% ../nbs/92_book.ipynb #83c749e3
 _BOX = re.compile(r'^show_doc\((.+)\)$', re.MULTILINE)
 
+
 def read_as_book(
-    cell, # a notebook cell, changed in place
+    cell,  # a notebook cell, changed in place
 ):
     "nbdev processor: turn a `show_doc` box into a heading, and show the source under it without a fold."
-    if cell.cell_type != 'code' or not cell.get('source'): return
+    if cell.cell_type != 'code' or not cell.get('source'):
+        return
     if box := _BOX.search(cell.source):
         cell.cell_type, cell.source = 'markdown', f'### {box[1]} {{#{box[1].lower()}}}'
         cell.pop('outputs', None)
-    else: cell.source = re.sub(r'^#\| code-(fold: show|summary: "Exported source")\n', '', cell.source, flags=re.M)
+    else:
+        cell.source = re.sub(
+            r'^#\| code-(fold: show|summary: "Exported source")\n', '', cell.source, flags=re.M
+        )
 
 # %% ../nbs/92_book.ipynb #0e238bae
 def headings_first(
-    cells, # of a notebook, changed in place
+    cells,  # of a notebook, changed in place
 ):
     "Move the `show_doc` boxes of a cell's definitions in front of it, in the order in which nbdev made them."
     boxes = lambda k: _BOX.search(cells[k].get('source') or '')
     for i in range(1, len(cells)):
         name = boxes(i) and re.escape(boxes(i)[1].split('.')[-1])
-        if not name or not re.search(rf'^(def|class) {name}\b', cells[i - 1].get('source') or '', re.M): continue
+        if not name or not re.search(
+            rf'^(def|class) {name}\b', cells[i - 1].get('source') or '', re.M
+        ):
+            continue
         k = i - 1
-        while k and boxes(k - 1): k -= 1
+        while k and boxes(k - 1):
+            k -= 1
         cells.insert(k, cells.pop(i))
 
 # %% ../nbs/92_book.ipynb #e90f76a4
 _DEF = re.compile(r'^(?:def|class) ([a-zA-Z]\w*)(?:\(self: *(\w+))?', re.MULTILINE)
 
+
 @lru_cache
 def definitions(
-    folder, # of numbered notebooks
+    folder,  # of numbered notebooks
 ) -> dict:
     "Each public name, `Class.method` for patched methods, and the list of notebooks that define it."
     found = {}
     for path in sorted(Path(folder).glob('[0-9]*.ipynb')):
         for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
             source = ''.join(cell['source'])
-            if not re.search(r'^#\| *exports\b', source, re.M): continue
-            for name, owner in _DEF.findall(source): found.setdefault(f'{owner}.{name}' if owner else name, []).append(path.name)
+            if not re.search(r'^#\| *exports\b', source, re.M):
+                continue
+            for name, owner in _DEF.findall(source):
+                found.setdefault(f'{owner}.{name}' if owner else name, []).append(path.name)
     return found
 
 # %% ../nbs/92_book.ipynb #21ab95f8
-_CODE = re.compile(r'^```.*?^```|^#[^\n]*|\[[^\]]*\]\([^)]*\)|`([a-zA-Z][\w.]*)(?:\(\))?`', re.MULTILINE | re.DOTALL)
+_CODE = re.compile(
+    r'^```.*?^```|^#[^\n]*|\[[^\]]*\]\([^)]*\)|`([a-zA-Z][\w.]*)(?:\(\))?`',
+    re.MULTILINE | re.DOTALL,
+)
+
 
 def link_names(
-    text:str, # Markdown
-    here:str, # the notebook that it stands in
-    found:dict, # from `definitions`
+    text: str,  # Markdown
+    here: str,  # the notebook that it stands in
+    found: dict,  # from `definitions`
 ) -> str:
     "Make each name in backticks a link to the heading of its definition."
+
     def link(m):
         name = m[1] if m[1] in found else (m[1] or '').split('.')[0]
         pages = found.get(name, [])
-        if here in pages: return f'[{m[0]}](#{name.lower()})'
+        if here in pages:
+            return f'[{m[0]}](#{name.lower()})'
         return f'[{m[0]}]({pages[0]}#{name.lower()})' if len(pages) == 1 else m[0]
+
     return _CODE.sub(link, text)
 
 # %% ../nbs/92_book.ipynb #d3dcba93
 def page_links(
-    name:str, # of the notebook
-    runs:bool=True, # has it a cell for the reader to run?
-    made_on:str='', # the processor on which its numbers were made
-    repo:str='https://github.com/mingpt-nb/mingpt_nb',
+    name: str,  # of the notebook
+    runs: bool = True,  # has it a cell for the reader to run?
+    made_on: str = '',  # the processor on which its numbers were made
+    repo: str = 'https://github.com/mingpt-nb/mingpt_nb',
 ) -> str:
     "Markdown that links to the notebook in Colab and on GitHub, and says where its numbers come from."
     blob = f'/blob/main/nbs/{name}'
@@ -240,19 +305,24 @@ class BookPage:
 
 # %% ../nbs/92_book.ipynb #d42960bb
 def mathml(
-    tex:str, # LaTeX without dollar signs
-    display:bool=False, # on a line of its own?
+    tex: str,  # LaTeX without dollar signs
+    display: bool = False,  # on a line of its own?
 ) -> str:
     "The formula as MathML. `ImportError` without latex2mathml."
     convert = need('latex2mathml.converter', 'dev').convert
     return convert(tex, display='block' if display else 'inline')
 
 # %% ../nbs/92_book.ipynb #67fd9de5
-_MATH = re.compile(r'(<span class="math (?:inline|display)">)\\([(\[])(.*?)\\[)\]]</span>', re.DOTALL)
-_REMOTE = re.compile(r'<link\b(?=[^>]*stylesheet)[^>]*\bhref="https?:[^>]*>|<script\b[^>]*\bsrc="https?:[^>]*></script>|@import\s*(?:url\()?["\']?https?:[^)"\']*["\')]*;')
+_MATH = re.compile(
+    r'(<span class="math (?:inline|display)">)\\([(\[])(.*?)\\[)\]]</span>', re.DOTALL
+)
+_REMOTE = re.compile(
+    r'<link\b(?=[^>]*stylesheet)[^>]*\bhref="https?:[^>]*>|<script\b[^>]*\bsrc="https?:[^>]*></script>|@import\s*(?:url\()?["\']?https?:[^)"\']*["\')]*;'
+)
+
 
 def make_local(
-    text:str, # a page or a stylesheet
+    text: str,  # a page or a stylesheet
 ) -> str:
     "Translate formulas to MathML, and drop what would be fetched from another host."
     formula = lambda m: m[1] + mathml(unescape(m[3]), display=m[2] == '[') + '</span>'
@@ -263,52 +333,78 @@ _FIGURE = re.compile(r'<img (?=[^>]*\bsrc="data:image/png;base64,([\w+/]{32}))')
 _SOURCE = re.compile(r'(<code class="sourceCode[^>]*>)(.*?)(?=</code>)', re.DOTALL)
 _PAD = re.compile(r'(?<![ \n])(?<!</a>)( {3,})(?=<span class="co">)')
 
+
 def fit_screens(
-    text:str, # a page
+    text: str,  # a page
 ) -> str:
     "Give the stylesheet the size of each figure, the depth of each line of code, and the spaces that only align comments."
-    width_height = lambda m: (int.from_bytes(b64decode(m[1])[i:i + 4], 'big') for i in (16, 20))       # where a PNG has them
-    size = lambda m: '<img style="--inches: {:.2f}; aspect-ratio: {} / {}" '.format((wh := [*width_height(m)])[0] / 144, *wh)
-    code = lambda m: m[1] + '\n'.join(map(_mark_line, _PAD.sub(r'<span class="pad">\1</span>', m[2].replace('\n</span>', '</span>\n')).split('\n')))
+    width_height = lambda m: (
+        int.from_bytes(b64decode(m[1])[i : i + 4], 'big') for i in (16, 20)
+    )  # where a PNG has them
+    size = lambda m: '<img style="--inches: {:.2f}; aspect-ratio: {} / {}" '.format(
+        (wh := [*width_height(m)])[0] / 144, *wh
+    )
+    code = lambda m: (
+        m[1]
+        + '\n'.join(
+            map(
+                _mark_line,
+                _PAD.sub(
+                    r'<span class="pad">\1</span>', m[2].replace('\n</span>', '</span>\n')
+                ).split('\n'),
+            )
+        )
+    )
     return _SOURCE.sub(code, _FIGURE.sub(size, text))
+
 
 def _mark_line(line):
     depths = list(accumulate(-1 if end else 1 for end in re.findall('<(/?)span', line)))
-    if not line or depths and (min(depths) < 0 or depths[-1]): return line     # a string over several lines: leave it
+    if not line or depths and (min(depths) < 0 or depths[-1]):
+        return line  # a string over several lines: leave it
     return f'<span class="line" style="--depth: {len(line) - len(line.lstrip(" "))}">{line}</span>'
 
 # %% ../nbs/92_book.ipynb #9d45bc4d
 def finish_site(
-    folder='_docs', # what Quarto or smalldocs wrote, changed in place
+    folder='_docs',  # what Quarto or smalldocs wrote, changed in place
 ):
     "Make all pages and stylesheets of the site readable without a network and on a phone, and unpack the tokenizer's tables for the playground."
     for path in Path(folder).rglob('*'):
-        if path.suffix not in ('.html', '.css'): continue
+        if path.suffix not in ('.html', '.css'):
+            continue
         text = make_local(path.read_text(encoding='utf-8'))
         path.write_text(fit_screens(text) if path.suffix == '.html' else text, encoding='utf-8')
-    if not Path(folder, 'playground').exists(): return
-    for name in SHA256: Path(folder, 'playground', name.removesuffix('.bz2')).write_bytes(read_data(name).encode())
+    if not Path(folder, 'playground').exists():
+        return
+    for name in SHA256:
+        Path(folder, 'playground', name.removesuffix('.bz2')).write_bytes(read_data(name).encode())
 
 # %% ../nbs/92_book.ipynb #bf06c765
 _UNIT = r'(?:ns|µs|us|ms|s|secs?|seconds?|min|minutes?|hours?|x|times|[kMG]i?B|\w*/s)(?![\w/])'
 _NUMBER = r'[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)\.?\d*(?:e[-+]?\d+)?'
 _VARIES = re.compile(rf'0x[0-9a-f]+|{_NUMBER}(?:\s*(?:to|-|–|±)\s*{_NUMBER})?\s*{_UNIT}')
 
+
 def same_output(
-    old:str, # what the page shows
-    new:str, # what the cell prints now
-    rel:float=0.02, # relative difference that two numbers may have
+    old: str,  # what the page shows
+    new: str,  # what the cell prints now
+    rel: float = 0.02,  # relative difference that two numbers may have
 ) -> bool:
     "Are the words the same, and the numbers nearly so? Numbers with a unit of time or speed are not compared."
     old, new = (_VARIES.sub('', text) for text in (old, new))
-    if re.sub(_NUMBER, '', old).split() != re.sub(_NUMBER, '', new).split(): return False
-    numbers = [[float(n.replace(',', '')) for n in re.findall(_NUMBER, text)] for text in (old, new)]
-    return len(numbers[0]) == len(numbers[1]) and all(isclose(a, b, rel_tol=rel, abs_tol=1e-4) for a, b in zip(*numbers))
+    if re.sub(_NUMBER, '', old).split() != re.sub(_NUMBER, '', new).split():
+        return False
+    numbers = [
+        [float(n.replace(',', '')) for n in re.findall(_NUMBER, text)] for text in (old, new)
+    ]
+    return len(numbers[0]) == len(numbers[1]) and all(
+        isclose(a, b, rel_tol=rel, abs_tol=1e-4) for a, b in zip(*numbers)
+    )
 
 # %% ../nbs/92_book.ipynb #5fefcdf7
 def claims(
-    cell:dict, # of a notebook
-): # -> None, or (is it a model's text?, [(words before a number, lowest, highest)])
+    cell: dict,  # of a notebook
+):  # -> None, or (is it a model's text?, [(words before a number, lowest, highest)])
     "What the `#| varies:` lines of a cell say about its output. `ValueError` if they say it in another form."
     lines = re.findall(r'^#\| *varies\b:?(.*)', ''.join(cell['source']), re.M)
     if not lines:
@@ -316,21 +412,25 @@ def claims(
     parts = [part.strip() for part in ','.join(lines).split(',')]
     ranges = [re.fullmatch(rf'(.*?) *({_NUMBER}) to ({_NUMBER})', p) for p in parts if p != 'text']
     if None in ranges:
-        raise ValueError(f"cell {cell['id']}: 'varies' wants 'text' or '[words] LOW to HIGH', got {parts}")
+        raise ValueError(
+            f"cell {cell['id']}: 'varies' wants 'text' or '[words] LOW to HIGH', got {parts}"
+        )
     return 'text' in parts, [(m[1], float(m[2]), float(m[3])) for m in ranges]
 
 # %% ../nbs/92_book.ipynb #069008d2
 def out_of_range(
-    text:str, # an output
-    ranges, # from `claims`
-): # -> (text with # for each number that the ranges are about, what is wrong: a list)
+    text: str,  # an output
+    ranges,  # from `claims`
+):  # -> (text with # for each number that the ranges are about, what is wrong: a list)
     "Hold the numbers in an output to their ranges. A range without words is about all numbers that no other names."
     wrong = []
     for words, low, high in sorted(ranges, key=lambda r: -len(r[0])):
+
         def hold(m):
             if not low <= float(m[2].replace(',', '')) <= high:
                 wrong.append(f'{m[0].strip()} is not in {low:g} to {high:g}')
             return m[1] + '#'
+
         text, found = re.subn(rf'({re.escape(words)}[:,]?\s*)({_NUMBER})', hold, text)
         if not found:
             wrong.append(f'no number after {words!r}')
@@ -338,10 +438,10 @@ def out_of_range(
 
 # %% ../nbs/92_book.ipynb #5584517d
 def output_change(
-    old:str, # what the page shows
-    new:str, # what the cell prints now
-    varies=None, # from `claims`
-) -> str: # what is wrong with the two; '' if nothing
+    old: str,  # what the page shows
+    new: str,  # what the cell prints now
+    varies=None,  # from `claims`
+) -> str:  # what is wrong with the two; '' if nothing
     "Compare two outputs of a cell, as strictly as the cell allows."
     if varies is None:
         return '' if same_output(old, new) else 'another output'
@@ -356,21 +456,27 @@ def output_change(
 
 # %% ../nbs/92_book.ipynb #92a1c0e1
 def printed(
-    cell:dict, # of a notebook
+    cell: dict,  # of a notebook
 ) -> str:
     "The text among the outputs of a code cell."
     texts = []
     for out in cell.get('outputs', []):
         data = out.get('data', {})
-        texts.append(''.join(out.get('text') or data.get('text/html') or data.get('text/plain') or []))
+        texts.append(
+            ''.join(out.get('text') or data.get('text/html') or data.get('text/plain') or [])
+        )
     return '\n'.join(texts)
 
+
 def _cells(path):
-    return {cell['id']: cell for cell in json.loads(Path(path).read_text(encoding='utf-8'))['cells']}
+    return {
+        cell['id']: cell for cell in json.loads(Path(path).read_text(encoding='utf-8'))['cells']
+    }
+
 
 def changed_outputs(
-    page, # a notebook
-    run, # the same notebook, executed now
+    page,  # a notebook
+    run,  # the same notebook, executed now
 ) -> list:
     "The cells that say something else now, as (cell id, old text, new text, what is wrong)."
     found, now = [], _cells(run)
@@ -383,29 +489,39 @@ def changed_outputs(
 
 # %% ../nbs/92_book.ipynb #92a1c0e5
 def check_outputs(
-    pages, # folder of notebooks
-    runs, # folder with the same notebooks, executed now
+    pages,  # folder of notebooks
+    runs,  # folder with the same notebooks, executed now
 ):
     "Print each output that has changed, and exit with status 1 if there is one."
     count = 0
     for path in sorted(Path(pages).glob('*.ipynb')):
         for cell, old, new, wrong in changed_outputs(path, Path(runs, path.name)):
-            print(f'{path.name}, cell {cell}: {wrong}\n  the page shows:  {old!r}\n  the run printed: {new!r}')
+            print(
+                f'{path.name}, cell {cell}: {wrong}\n  the page shows:  {old!r}\n  the run '
+                f'printed: {new!r}'
+            )
             count += 1
     if count:
-        sys.exit(f"{count} outputs have changed: run 'make outputs', look at them, and correct the prose around them")
+        sys.exit(
+            f"{count} outputs have changed: run 'make outputs', look at them, and correct the "
+            f"prose around them"
+        )
+
 
 def check_varies(
-    pages, # folder of notebooks
-    *runs, # folders with the same notebooks, executed on several processors, or as on several
+    pages,  # folder of notebooks
+    *runs,  # folders with the same notebooks, executed on several processors, or as on several
 ):
     "Print each cell that says `varies` and never does, and exit with status 1 if there is one."
     count = 0
     for path in sorted(Path(pages).glob('*.ipynb')):
-        versions = [_cells(folder/path.name) for folder in map(Path, (pages, *runs))]
+        versions = [_cells(folder / path.name) for folder in map(Path, (pages, *runs))]
         for id, cell in versions[0].items():
             if claims(cell) and len({_VARIES.sub('', printed(v[id])) for v in versions}) == 1:
-                print(f'{path.name}, cell {id} says that its output varies, and it is always {printed(cell)!r}')
+                print(
+                    f'{path.name}, cell {id} says that its output varies, and it is always '
+                    f'{printed(cell)!r}'
+                )
                 count += 1
     if count:
         sys.exit(f"{count} cells need no 'varies'")
@@ -424,8 +540,9 @@ def cpu_name() -> str:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return platform.processor() or platform.machine()
 
+
 def sign(
-    folder='nbs', # of notebooks that have just been run here
+    folder='nbs',  # of notebooks that have just been run here
 ):
     "Note in each notebook on which processor its outputs were made, and with which instructions torch computed."
     kind = f'{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}'
@@ -437,26 +554,32 @@ def sign(
 
 # %% ../nbs/92_book.ipynb #24627edd
 def to_markdown(
-    path, # of a notebook
+    path,  # of a notebook
 ) -> str:
     "The notebook as GitHub's Markdown: hidden cells and directives left out, printed outputs kept."
     path, parts = Path(path), []
     for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
         source = ''.join(cell['source'])
-        if cell['cell_type'] == 'markdown': parts.append(re.sub(r'\]\((?=images/|\d\d_|[a-z]+\.ipynb)', f']({path.parent.name}/', source))
-        elif not re.search(r'^#\| *hide\b', source, re.M): parts += _code_and_outputs(source, cell['outputs'])
+        if cell['cell_type'] == 'markdown':
+            parts.append(
+                re.sub(r'\]\((?=images/|\d\d_|[a-z]+\.ipynb)', f']({path.parent.name}/', source)
+            )
+        elif not re.search(r'^#\| *hide\b', source, re.M):
+            parts += _code_and_outputs(source, cell['outputs'])
     return '\n\n'.join(parts) + '\n'
+
 
 def _code_and_outputs(source, outputs):
     yield '```python\n' + re.sub(r'^#\|.*\n', '', source, flags=re.M) + '\n```'
     for out in outputs:
         text = ''.join(out.get('text') or out.get('data', {}).get('text/plain', [])).rstrip()
-        if text: yield '    ' + text.replace('\n', '\n    ')
+        if text:
+            yield '    ' + text.replace('\n', '\n    ')
 
 # %% ../nbs/92_book.ipynb #cd98fcba
 def main(
-    command:str, # readme, finish, check, needed or sign
-    *paths, # of what it reads and writes
+    command: str,  # readme, finish, check, needed or sign
+    *paths,  # of what it reads and writes
 ):
     "Write the front page as README, finish the site, check outputs, or note the processor."
     if command == 'readme':
@@ -465,4 +588,5 @@ def main(
     return commands[command](*paths)
 
 # %% ../nbs/92_book.ipynb #c28ad303
-if __name__ == '__main__': main(*sys.argv[1:])
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -14,7 +14,12 @@ __all__ = ['DATA', 'SHA256', 'FILE_NAMES', 'as_ids', 'look_up', 'CharTokenizer',
            'learn_merges', 'train_bpe']
 
 # %% ../nbs/00_bpe.ipynb #ad1b685c
-import bz2, hashlib, heapq, json, re, warnings
+import bz2
+import hashlib
+import heapq
+import json
+import re
+import warnings
 from collections import Counter, defaultdict
 from functools import cached_property, lru_cache
 from itertools import chain, repeat
@@ -22,12 +27,21 @@ from pathlib import Path
 
 # %% ../nbs/00_bpe.ipynb #f29f3c01
 import mingpt_nb
-from .files import TOKENIZER_FILES, about, added_tokens, as_path, read_text, read_tokenizer_json, read_vocab, write_model
+from mingpt_nb.files import (
+    TOKENIZER_FILES,
+    about,
+    added_tokens,
+    as_path,
+    read_text,
+    read_tokenizer_json,
+    read_vocab,
+    write_model,
+)
 
 # %% ../nbs/00_bpe.ipynb #7c04e1a2
 def as_ids(
-    ids, # flat list, 1-D tensor or array
-) -> list: # of int
+    ids,  # flat list, 1-D tensor or array
+) -> list:  # of int
     "`ids` as Python's integers. `ValueError` for one that is none; `TypeError` if nested."
     try:
         ids = list(ids.tolist() if hasattr(ids, 'tolist') else ids)
@@ -45,8 +59,8 @@ def as_ids(
 
 # %% ../nbs/00_bpe.ipynb #2dd0b194
 def look_up(
-    table:dict, # id -> piece of text
-    ids, # flat list, 1-D tensor or array of ids
+    table: dict,  # id -> piece of text
+    ids,  # flat list, 1-D tensor or array of ids
 ) -> list:
     "The piece for each id. `ValueError` names the first that has none, and its place; see `as_ids`."
     ids = as_ids(ids)
@@ -54,84 +68,110 @@ def look_up(
         return [table[i] for i in ids]
     except KeyError:
         place = next(k for k, i in enumerate(ids) if i not in table)
-    raise ValueError(f'id {ids[place]} at place {place} is not in the vocabulary, which has '
-                     f'{len(table)} ids')
+    raise ValueError(
+        f'id {ids[place]} at place {place} is not in the vocabulary, which has {len(table)} ids'
+    )
 
 # %% ../nbs/00_bpe.ipynb #e05b1905
 class CharTokenizer:
     "One character, one id: the sorted different characters are numbered from 0. `chars` gives them, as a string or a list."
+
     def __init__(self, chars):
         self.chars = sorted(set(chars))
-        if not self.chars: raise ValueError('a vocabulary needs at least one character')
-        if several := [c for c in self.chars if len(c) != 1]: raise ValueError(f'{several[0]!r} is not one character')
+        if not self.chars:
+            raise ValueError('a vocabulary needs at least one character')
+        if several := [c for c in self.chars if len(c) != 1]:
+            raise ValueError(f'{several[0]!r} is not one character')
         self.stoi = {c: i for i, c in enumerate(self.chars)}
         self.itos = dict(enumerate(self.chars))
 
     @classmethod
-    def from_text(cls, text:str): return cls(text)
+    def from_text(cls, text: str):
+        return cls(text)
 
     @property
-    def vocab_size(self) -> int: return len(self.chars)
+    def vocab_size(self) -> int:
+        return len(self.chars)
 
-    def encode(self, text:str) -> list:
+    def encode(self, text: str) -> list:
         "The ids of the characters. `ValueError` names a character that the vocabulary lacks, and its position."
-        try: return [self.stoi[c] for c in text]
-        except KeyError as e: c = e.args[0]
-        raise ValueError(f'{c!r} at position {list(text).index(c)} is not among the {self.vocab_size} characters that I know')
+        try:
+            return [self.stoi[c] for c in text]
+        except KeyError as e:
+            c = e.args[0]
+        raise ValueError(
+            f'{c!r} at position {list(text).index(c)} is not among the {self.vocab_size} characters that I know'
+        )
 
-    def decode(self, ids) -> str: return ''.join(look_up(self.itos, ids))
+    def decode(self, ids) -> str:
+        return ''.join(look_up(self.itos, ids))
 
 # %% ../nbs/00_bpe.ipynb #8d74fe30
 def bytes_to_unicode() -> dict:
     "The character for each byte: `{33: '!', ..., 32: 'Ġ', ...}`, the visible ones first. GPT-2 numbers its bytes in this order."
-    visible = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
+    visible = [
+        *range(ord('!'), ord('~') + 1),
+        *range(ord('¡'), ord('¬') + 1),
+        *range(ord('®'), ord('ÿ') + 1),
+    ]
     hidden = [b for b in range(256) if b not in visible]
     return {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(hidden)}
 
 # %% ../nbs/00_bpe.ipynb #d8b22f43
 def get_pairs(
-    word, # a string or a tuple of tokens
+    word,  # a string or a tuple of tokens
 ) -> set:
     "The different pairs of neighbours: `get_pairs('abab')` is `{('a', 'b'), ('b', 'a')}`."
     return set(zip(word, word[1:]))
 
 # %% ../nbs/00_bpe.ipynb #c8f81325
 def merge_pair(
-    word, # a string or a tuple of tokens
-    pair:tuple, # two tokens
+    word,  # a string or a tuple of tokens
+    pair: tuple,  # two tokens
 ) -> tuple:
     "`word` with `pair` made one token wherever it occurs, from left to right."
     merged = []
     for token in word:
-        if merged and (merged[-1], token) == pair: merged[-1] += token
-        else: merged.append(token)
+        if merged and (merged[-1], token) == pair:
+            merged[-1] += token
+        else:
+            merged.append(token)
     return tuple(merged)
 
 # %% ../nbs/00_bpe.ipynb #c4a73d7a
-DATA = Path(mingpt_nb.__file__).parent/'data'
-SHA256 = {'gpt2-vocab.bpe.bz2': '4d7802a93e83d124cb1c1f3f6ed047cf6cd2b1034dbcd942a9f2c7107f9c76a3',
-          'unicode-16.txt.bz2': '5fc2fc09c7c41603a662af550f463d85e826c24d94c5d9614c463b19f4f2fe04'}
+DATA = Path(mingpt_nb.__file__).parent / 'data'
+SHA256 = {
+    'gpt2-vocab.bpe.bz2': '4d7802a93e83d124cb1c1f3f6ed047cf6cd2b1034dbcd942a9f2c7107f9c76a3',
+    'unicode-16.txt.bz2': '5fc2fc09c7c41603a662af550f463d85e826c24d94c5d9614c463b19f4f2fe04',
+}
+
 
 def read_data(
-    name:str, # a file of `SHA256`
-    folder=DATA, # where it lies
+    name: str,  # a file of `SHA256`
+    folder=DATA,  # where it lies
 ) -> str:
     "The text of a data file of this package. `ValueError` if it is not, byte for byte, the file that was shipped."
-    raw = (Path(folder)/name).read_bytes()
+    raw = (Path(folder) / name).read_bytes()
     found = hashlib.sha256(raw).hexdigest()
-    if found != SHA256[name]: raise ValueError(f'checksum mismatch, {name} is damaged: sha256 is {found}, not {SHA256[name]}')
+    if found != SHA256[name]:
+        raise ValueError(
+            f'checksum mismatch, {name} is damaged: sha256 is {found}, not {SHA256[name]}'
+        )
     return bz2.decompress(raw).decode('utf-8')
 
 # %% ../nbs/00_bpe.ipynb #7e5e9094
 def read_merges(
-    text:str, # the contents of a vocab.bpe or merges.txt
+    text: str,  # the contents of a vocab.bpe or merges.txt
 ) -> list:
     "The merges as pairs of strings. `ValueError` names the first line that is not two tokens."
     lines = text.split('\n')
     start = int(lines[0].startswith('#version'))
     merges = [tuple(line.split()) for line in lines]
     bad = [k for k, m in enumerate(merges) if m and k >= start and len(m) != 2]
-    if bad: raise ValueError(f'line {bad[0] + 1} of the merges should hold two tokens: {lines[bad[0]]!r}')
+    if bad:
+        raise ValueError(
+            f'line {bad[0] + 1} of the merges should hold two tokens: {lines[bad[0]]!r}'
+        )
     return [m for m in merges[start:] if m]
 
 # %% ../nbs/00_bpe.ipynb #0f4de5aa
@@ -141,123 +181,151 @@ def unicode_ranges() -> dict:
     table = {}
     for line in read_data('unicode-16.txt.bz2').splitlines():
         kind, *ranges = line.split()
-        ends = [r.split('-') for r in ranges]                              # 41-5a is a range, aa is one character
+        ends = [r.split('-') for r in ranges]  # 41-5a is a range, aa is one character
         table[kind] = [(int(e[0], 16), int(e[-1], 16)) for e in ends]
     return table
 
 # %% ../nbs/00_bpe.ipynb #543b1384
 def char_class(
-    kind:str, # 'L' letters, 'N' numbers, 'S' white space
-    top:int, # leave out what lies above this code point
+    kind: str,  # 'L' letters, 'N' numbers, 'S' white space
+    top: int,  # leave out what lies above this code point
 ) -> str:
     "The inside of a character class of `re`, as in 'A-Za-z'."
-    return ''.join(f'{re.escape(chr(a))}-{re.escape(chr(min(b, top)))}' for a, b in unicode_ranges()[kind] if a <= top)
+    return ''.join(
+        f'{re.escape(chr(a))}-{re.escape(chr(min(b, top)))}'
+        for a, b in unicode_ranges()[kind]
+        if a <= top
+    )
 
 # %% ../nbs/00_bpe.ipynb #cc67a1f7
 @lru_cache
 def splitter(
-    top:int, # no letters, numbers or white space above this code point
-    first:str='', # an alternative to put in front, with its |
+    top: int,  # no letters, numbers or white space above this code point
+    first: str = '',  # an alternative to put in front, with its |
 ):
     "GPT-2's splitting pattern, compiled by `re`."
     l, n, s = (char_class(kind, top) for kind in 'LNS')
-    o = f'^{l}{n}{s}'                                                     # others
-    return re.compile(f"{first} (?:[{l}]+|[{n}]+|[{o}]+)|[{l}]+|'(?:[stmd]|re|ve|ll)|[{o}]+|[{n}]+|[{s}]+(?![^{s}])|[{s}]+")
+    o = f'^{l}{n}{s}'  # others
+    return re.compile(
+        f"{first} "
+        f"(?:[{l}]+|[{n}]+|[{o}]+)|[{l}]+|'(?:[stmd]|re|ve|ll)|[{o}]+|[{n}]+|[{s}]+(?![^{s}])|[{s}]+"
+    )
 
 # %% ../nbs/00_bpe.ipynb #d1f049b0
-_RARE = re.compile('[\U00010000-\U0001f10c\U0001fb00-\U0010ffff]')   # the rest above U+FFFF, emoji, has no letters or numbers
+_RARE = re.compile(
+    '[\U00010000-\U0001f10c\U0001fb00-\U0010ffff]'
+)  # the rest above U+FFFF, emoji, has no letters or numbers
+
 
 def split_words(
-    text:str,
-    first:str='', # for `splitter`, where `text` is not ASCII
+    text: str,
+    first: str = '',  # for `splitter`, where `text` is not ASCII
 ) -> list:
     "`text` cut into words as GPT-2 cuts it; joined, they are `text` again."
-    if text.isascii(): return splitter(0x7f).findall(text)
-    return splitter(0x10ffff if _RARE.search(text) else 0xffff, first).findall(text)
+    if text.isascii():
+        return splitter(0x7F).findall(text)
+    return splitter(0x10FFFF if _RARE.search(text) else 0xFFFF, first).findall(text)
 
 # %% ../nbs/00_bpe.ipynb #2a5eec35
 def merge_short(
-    ids:list, # of the bytes of one word; changed in place
-    ranks:dict, # (id, id) -> rank
-    made:list, # rank -> id of the merged token
+    ids: list,  # of the bytes of one word; changed in place
+    ranks: dict,  # (id, id) -> rank
+    made: list,  # rank -> id of the merged token
 ) -> list:
     "Merge the neighbours of lowest rank until none has a rank. The time grows with the square of the length."
     never = len(made)
-    found = list(map(ranks.get, zip(ids, ids[1:]), repeat(never))) + [never]   # found[i]: rank of ids[i], ids[i+1]
+    found = list(map(ranks.get, zip(ids, ids[1:]), repeat(never))) + [
+        never
+    ]  # found[i]: rank of ids[i], ids[i+1]
     while (rank := min(found)) < never:
         i = found.index(rank)
         ids[i] = made[rank]
         del ids[i + 1], found[i]
-        if i: found[i - 1] = ranks.get((ids[i - 1], ids[i]), never)
-        if i + 1 < len(ids): found[i] = ranks.get((ids[i], ids[i + 1]), never)
+        if i:
+            found[i - 1] = ranks.get((ids[i - 1], ids[i]), never)
+        if i + 1 < len(ids):
+            found[i] = ranks.get((ids[i], ids[i + 1]), never)
     return ids
 
 # %% ../nbs/00_bpe.ipynb #e1599dc7
 def merge_long(
-    ids:list, # of the bytes of one word; changed in place
-    ranks:dict, # (id, id) -> rank
-    made:list, # rank -> id of the merged token
+    ids: list,  # of the bytes of one word; changed in place
+    ranks: dict,  # (id, id) -> rank
+    made: list,  # rank -> id of the merged token
 ) -> list:
     "What `merge_short` does, in time n log n."
     n = len(ids)
-    after, before = list(range(1, n + 1)), list(range(-1, n - 1))             # the beads on either side
+    after, before = list(range(1, n + 1)), list(range(-1, n - 1))  # the beads on either side
     heap = [(ranks[pair], i) for i, pair in enumerate(zip(ids, ids[1:])) if pair in ranks]
     heapq.heapify(heap)
     while heap:
         rank, i = heapq.heappop(heap)
         j = after[i]
-        if j == n or ranks.get((ids[i], ids[j])) != rank: continue             # the pair is gone since it was put here
+        if j == n or ranks.get((ids[i], ids[j])) != rank:
+            continue  # the pair is gone since it was put here
         ids[i], ids[j], after[i] = made[rank], None, after[j]
-        if after[i] < n: before[after[i]] = i
+        if after[i] < n:
+            before[after[i]] = i
         for a, b in (before[i], i), (i, after[i]):
-            if a >= 0 and b < n and (ids[a], ids[b]) in ranks: heapq.heappush(heap, (ranks[ids[a], ids[b]], a))
+            if a >= 0 and b < n and (ids[a], ids[b]) in ranks:
+                heapq.heappush(heap, (ranks[ids[a], ids[b]], a))
     return [i for i in ids if i is not None]
 
 # %% ../nbs/00_bpe.ipynb #fa530daa
 def cut_apart(
-    raw:bytes, # one word
-    joined:set, # the pairs of bytes that stand side by side in some token
+    raw: bytes,  # one word
+    joined: set,  # the pairs of bytes that stand side by side in some token
 ) -> list:
     "`raw` cut between characters, wherever no token can cross."
-    cuts = [i for i, pair in enumerate(zip(raw, raw[1:]), 1) if pair not in joined and pair[1] & 0xc0 != 0x80]
+    cuts = [
+        i
+        for i, pair in enumerate(zip(raw, raw[1:]), 1)
+        if pair not in joined and pair[1] & 0xC0 != 0x80
+    ]
     return [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)])]
 
 # %% ../nbs/00_bpe.ipynb #39812bdd
 @lru_cache
 def han_cut(
-    joined:frozenset, # as for `cut_apart`
+    joined: frozenset,  # as for `cut_apart`
 ) -> str:
     "An alternative for `splitter` that ends a word between two Chinese characters where no token can cross."
-    ends = {a for a, b in joined if 0xe4 <= b <= 0xe9}
-    risky = ''.join(chr(c) for c in range(0x4e00, 0xa000) if c & 0x3f | 0x80 in ends)
-    return f' ?[{risky}\u9fff]*[\u4e00-\u9fff](?<![{risky}\u9fff])(?=[\u4e00-\u9fff])|'          # one more, so that [] is not empty
+    ends = {a for a, b in joined if 0xE4 <= b <= 0xE9}
+    risky = ''.join(chr(c) for c in range(0x4E00, 0xA000) if c & 0x3F | 0x80 in ends)
+    return f' ?[{risky}\u9fff]*[\u4e00-\u9fff](?<![{risky}\u9fff])(?=[\u4e00-\u9fff])|'  # one more, so that [] is not empty
 
 # %% ../nbs/00_bpe.ipynb #577b95e7
 class Words(dict):
     "A cache: word -> ids, asking `merge` for words that it does not hold. At most `limit` words, none longer than `longest`."
-    def __init__(self, merge, limit:int=1 << 17, longest:int=50):
+
+    def __init__(self, merge, limit: int = 1 << 17, longest: int = 50):
         self.merge, self.limit, self.longest = merge, limit, longest
 
     def __missing__(self, word):
         ids = tuple(self.merge(word))
-        if len(word) > self.longest: return ids
-        if len(self) >= self.limit: self.clear()
+        if len(word) > self.longest:
+            return ids
+        if len(self) >= self.limit:
+            self.clear()
         self[word] = ids
         return ids
 
 # %% ../nbs/00_bpe.ipynb #257e3712
 def merge_tables(
-    encoder:dict, # token -> id
-    bpe_merges:list, # pairs of tokens
+    encoder: dict,  # token -> id
+    bpe_merges: list,  # pairs of tokens
 ) -> tuple:
     "`ranks` and `made` as `merge_short` wants them, and the tokens that are no byte and that no merge makes: the special ones."
     plain = encoder.keys() & set(bytes_to_unicode().values())
     ranks, made = {}, []
     for rank, (a, b) in enumerate(bpe_merges):
         for part in (a, b):
-            if part not in plain: raise ValueError(f'merge {rank} uses {part!r}, which is not a byte nor made before')
-        if a + b not in encoder: raise ValueError(f'merge {rank} makes {a + b!r}, which the vocabulary lacks')
-        if (encoder[a], encoder[b]) in ranks: raise ValueError(f'merge {rank} of {a!r} and {b!r} stands in the list twice')
+            if part not in plain:
+                raise ValueError(f'merge {rank} uses {part!r}, which is not a byte nor made before')
+        if a + b not in encoder:
+            raise ValueError(f'merge {rank} makes {a + b!r}, which the vocabulary lacks')
+        if (encoder[a], encoder[b]) in ranks:
+            raise ValueError(f'merge {rank} of {a!r} and {b!r} stands in the list twice')
         plain.add(a + b)
         ranks[encoder[a], encoder[b]] = rank
         made.append(encoder[a + b])
@@ -266,69 +334,92 @@ def merge_tables(
 # %% ../nbs/00_bpe.ipynb #1bb3c7ce
 class Vocabulary:
     "Tokens, their ids and bytes, and the merges that make them. `words` are tokens that are found wherever they stand, see below."
+
     def __init__(self, encoder, bpe_merges, words=()):
         bpe_merges = [tuple(pair) for pair in bpe_merges]
         self.byte_encoder = bytes_to_unicode()
         self.byte_decoder = {c: b for b, c in self.byte_encoder.items()}
         self.encoder, self.decoder = dict(encoder), {i: t for t, i in encoder.items()}
-        if len(self.decoder) < len(encoder): raise ValueError('two tokens of the vocabulary have the same id')
+        if len(self.decoder) < len(encoder):
+            raise ValueError('two tokens of the vocabulary have the same id')
         self.bpe_ranks = {pair: rank for rank, pair in enumerate(bpe_merges)}
         self.ranks, self.made, others = merge_tables(self.encoder, bpe_merges)
         self.words = {word: self.encoder[word] for word in words}
         self.special_tokens = {t: i for t, i in others.items() if t not in self.words}
-        both = [word for word in self.words if word not in others and not word.isascii()]     # 'Ġ' would be a space, and a G with a dot
-        if both: raise ValueError(f'the added word {both[0]!r} is an ordinary token, too')
+        both = [
+            word for word in self.words if word not in others and not word.isascii()
+        ]  # 'Ġ' would be a space, and a G with a dot
+        if both:
+            raise ValueError(f'the added word {both[0]!r} is an ordinary token, too')
         self.byte_ids = {b: encoder[c] for b, c in self.byte_encoder.items() if c in encoder}
 
     @property
-    def vocab_size(self) -> int: return max(self.decoder) + 1             # as a model needs it, even if ids are left out
+    def vocab_size(self) -> int:
+        return max(self.decoder) + 1  # as a model needs it, even if ids are left out
 
     @cached_property
     def token_bytes(self) -> dict:
         as_text = self.special_tokens | self.words
-        to_bytes = lambda token: token.encode() if token in as_text else bytes(map(self.byte_decoder.get, token))
+        to_bytes = lambda token: (
+            token.encode() if token in as_text else bytes(map(self.byte_decoder.get, token))
+        )
         return {i: to_bytes(token) for i, token in self.decoder.items()}
 
     @cached_property
-    def joined(self) -> set:                                              # two bytes become neighbours when a merge joins them
+    def joined(self) -> set:  # two bytes become neighbours when a merge joins them
         return {(self.byte_decoder[a[-1]], self.byte_decoder[b[0]]) for a, b in self.bpe_ranks}
 
     @cached_property
-    def first_cut(self) -> str: return han_cut(frozenset(self.joined))
+    def first_cut(self) -> str:
+        return han_cut(frozenset(self.joined))
 
 # %% ../nbs/00_bpe.ipynb #d5b328bf
 class Merger(Vocabulary):
     "A vocabulary that takes one word to its ids."
+
     def __init__(self, encoder, bpe_merges, words=()):
         super().__init__(encoder, bpe_merges, words)
         self.cache, self.pieces = Words(self.merge_word), Words(self.merge_bytes)
 
-    def merge_bytes(self, raw:bytes) -> list:
-        try: ids = [self.byte_ids[b] for b in raw]
-        except KeyError as e: raise ValueError(f'the vocabulary has no token for byte {e.args[0]:#04x} in {raw!r}') from None
+    def merge_bytes(self, raw: bytes) -> list:
+        try:
+            ids = [self.byte_ids[b] for b in raw]
+        except KeyError as e:
+            raise ValueError(
+                f'the vocabulary has no token for byte {e.args[0]:#04x} in {raw!r}'
+            ) from None
         return (merge_short if len(ids) < 100 else merge_long)(ids, self.ranks, self.made)
 
-    def merge_word(self, word:str):
-        if word.isascii(): return self.merge_bytes(word.encode())
-        return chain.from_iterable(map(self.pieces.__getitem__, cut_apart(word.encode(), self.joined)))
+    def merge_word(self, word: str):
+        if word.isascii():
+            return self.merge_bytes(word.encode())
+        return chain.from_iterable(
+            map(self.pieces.__getitem__, cut_apart(word.encode(), self.joined))
+        )
 
-    def bpe(self, token:str) -> str:
+    def bpe(self, token: str) -> str:
         "The tokens of one word with spaces between them, all in visible characters: 'Ġlowercase' -> 'Ġlower case'."
-        try: raw = bytes([self.byte_decoder[c] for c in token])
-        except KeyError as e: raise ValueError(f'{e.args[0]!r} stands for no byte; see bytes_to_unicode') from None
+        try:
+            raw = bytes([self.byte_decoder[c] for c in token])
+        except KeyError as e:
+            raise ValueError(f'{e.args[0]!r} stands for no byte; see bytes_to_unicode') from None
         return ' '.join(self.decoder[i] for i in self.merge_bytes(raw))
 
 # %% ../nbs/00_bpe.ipynb #1a556e68
 def check_text(
-    text:str,
-    errors:str='strict', # or 'replace'
+    text: str,
+    errors: str = 'strict',  # or 'replace'
 ) -> str:
     "`text`, if UTF-8 can write it. `ValueError` gives the first lone surrogate and its position; 'replace' makes each U+FFFD."
-    if not isinstance(text, str): raise TypeError(f'expected text as a str, got {type(text).__name__}')
-    if errors not in ('strict', 'replace'): raise ValueError(f"errors should be 'strict' or 'replace', not {errors!r}")
-    try: text.encode('utf-8')
+    if not isinstance(text, str):
+        raise TypeError(f'expected text as a str, got {type(text).__name__}')
+    if errors not in ('strict', 'replace'):
+        raise ValueError(f"errors should be 'strict' or 'replace', not {errors!r}")
+    try:
+        text.encode('utf-8')
     except UnicodeEncodeError as e:
-        if errors == 'replace': return re.sub(r'[\ud800-\udfff]', '\ufffd', text)
+        if errors == 'replace':
+            return re.sub(r'[\ud800-\udfff]', '\ufffd', text)
         bad = f'lone surrogate {text[e.start]!r} at position {e.start}'
         raise ValueError(f"{bad}: not a character; errors='replace' puts U+FFFD there") from None
     return text
@@ -336,9 +427,10 @@ def check_text(
 # %% ../nbs/00_bpe.ipynb #cb56c05a
 _CUT = re.compile(r'(?<=\S)[ \n]')
 
+
 def slices(
-    text:str,
-    size:int=1 << 13, # characters, at least; more where no cut is near
+    text: str,
+    size: int = 1 << 13,  # characters, at least; more where no cut is near
 ):
     "Yield `text` in pieces whose words are the words of `text`."
     start = 0
@@ -350,44 +442,55 @@ def slices(
 
 # %% ../nbs/00_bpe.ipynb #c6c78901
 def pick_special(
-    special_tokens:dict, # name -> id
-    allowed, # 'all', one name, or several
+    special_tokens: dict,  # name -> id
+    allowed,  # 'all', one name, or several
 ) -> dict:
     "Those of `special_tokens` that are allowed. `ValueError` for a name that is not one."
-    if isinstance(allowed, str) and allowed == 'all': return special_tokens
+    if isinstance(allowed, str) and allowed == 'all':
+        return special_tokens
     names = [allowed] if isinstance(allowed, str) else allowed
     unknown = [name for name in names if name not in special_tokens]
-    if unknown: raise ValueError(f'{unknown[0]!r} is not a special token; there are: {", ".join(special_tokens) or "none"}')
+    if unknown:
+        raise ValueError(
+            f'{unknown[0]!r} is not a special token; there are: '
+            f'{", ".join(special_tokens) or "none"}'
+        )
     return {name: special_tokens[name] for name in names}
 
 # %% ../nbs/00_bpe.ipynb #1af5012d
 def split_at(
-    text:str,
-    tokens, # names
+    text: str,
+    tokens,  # names
 ) -> list:
     "The parts of the text between the tokens, and the tokens at the odd places."
-    if not tokens: return [text]
+    if not tokens:
+        return [text]
     longest_first = sorted(tokens, key=len, reverse=True)
     return re.split(f'({"|".join(map(re.escape, longest_first))})', text)
 
 # %% ../nbs/00_bpe.ipynb #3e906c20
 class Codec(Merger):
     "Takes text to ids and ids to text."
-    def encode_ordinary(self, text:str) -> list:
+
+    def encode_ordinary(self, text: str) -> list:
         first = '' if text.isascii() else self.first_cut
         words = chain.from_iterable(map(split_words, slices(text), repeat(first)))
         return list(chain.from_iterable(map(self.cache.__getitem__, words)))
 
-    def encode(self, text:str, allowed_special=(), errors:str='strict') -> list:
+    def encode(self, text: str, allowed_special=(), errors: str = 'strict') -> list:
         "The ids of `text`. Special tokens count as text unless `allowed_special` names them ('all', one, or several)."
         text = check_text(text, errors)
         special = pick_special(self.special_tokens, allowed_special) | self.words
-        ids = [[special[part]] if k % 2 else self.encode_ordinary(part) for k, part in enumerate(split_at(text, special))]
+        ids = [
+            [special[part]] if k % 2 else self.encode_ordinary(part)
+            for k, part in enumerate(split_at(text, special))
+        ]
         return list(chain.from_iterable(ids))
 
-    def encode_batch(self, texts, allowed_special=(), errors:str='strict') -> list:
+    def encode_batch(self, texts, allowed_special=(), errors: str = 'strict') -> list:
         "A list of ids for each of `texts`."
-        if isinstance(texts, str): raise TypeError('expected a list of texts, got one text')
+        if isinstance(texts, str):
+            raise TypeError('expected a list of texts, got one text')
         return [self.encode(text, allowed_special, errors) for text in texts]
 
     def decode(self, ids) -> str:
@@ -397,63 +500,120 @@ class Codec(Merger):
 # %% ../nbs/00_bpe.ipynb #b4e64419
 FILE_NAMES = [('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe')]
 
+
 def find_files(
-    folder, # where a tokenizer was saved
+    folder,  # where a tokenizer was saved
 ) -> tuple:
     "Paths of the vocabulary and the merges, `None` for what is not there: Hugging Face's names first, then OpenAI's."
     folder = as_path(folder)
     for names in FILE_NAMES:
-        if all((folder/name).exists() for name in names): return folder/names[0], folder/names[1]
-    return (folder/'vocab.json' if (folder/'vocab.json').exists() else None), None
+        if all((folder / name).exists() for name in names):
+            return folder / names[0], folder / names[1]
+    return (folder / 'vocab.json' if (folder / 'vocab.json').exists() else None), None
 
 # %% ../nbs/00_bpe.ipynb #f3ff10e9
 def write_tokenizer(
-    folder, # made if it is not there
-    files:dict, # name -> text
+    folder,  # made if it is not there
+    files: dict,  # name -> text
 ):
     "Write the files of a tokenizer, all or none; those of another one that was there go."
+
     def write(part):
         for name, text in files.items():
-            (part/name).write_text(text, encoding='utf-8')
+            (part / name).write_text(text, encoding='utf-8')
+
     write_model(folder, write, TOKENIZER_FILES)
 
 # %% ../nbs/00_bpe.ipynb #45811a42
 def tokenizer_json(enc) -> dict:
     "The tokenizer.json with which Hugging Face's tokenizers give the ids that `enc`, an `Encoder`, gives."
-    added = [dict(id=i, content=t, single_word=False, lstrip=False, rstrip=False, normalized=False, special=t not in enc.words)
-             for t, i in sorted((enc.special_tokens | enc.words).items(), key=lambda item: item[1])]
+    added = [
+        dict(
+            id=i,
+            content=t,
+            single_word=False,
+            lstrip=False,
+            rstrip=False,
+            normalized=False,
+            special=t not in enc.words,
+        )
+        for t, i in sorted((enc.special_tokens | enc.words).items(), key=lambda item: item[1])
+    ]
     bytelevel = dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True, use_regex=True)
-    model = dict(type='BPE', dropout=None, unk_token=None, continuing_subword_prefix='', end_of_word_suffix='', fuse_unk=False, byte_fallback=False,
-                 ignore_merges=False, vocab=enc.encoder, merges=[list(pair) for pair in enc.bpe_ranks])
-    return dict(version='1.0', truncation=None, padding=None, added_tokens=added, normalizer=None, pre_tokenizer=bytelevel,
-                post_processor=None, decoder=bytelevel, model=model)
+    model = dict(
+        type='BPE',
+        dropout=None,
+        unk_token=None,
+        continuing_subword_prefix='',
+        end_of_word_suffix='',
+        fuse_unk=False,
+        byte_fallback=False,
+        ignore_merges=False,
+        vocab=enc.encoder,
+        merges=[list(pair) for pair in enc.bpe_ranks],
+    )
+    return dict(
+        version='1.0',
+        truncation=None,
+        padding=None,
+        added_tokens=added,
+        normalizer=None,
+        pre_tokenizer=bytelevel,
+        post_processor=None,
+        decoder=bytelevel,
+        model=model,
+    )
 
 # %% ../nbs/00_bpe.ipynb #5435e6d2
 class Encoder(Codec):
     """GPT-2's tokenizer, with the interface of minGPT's. `encoder` maps tokens, written as `bytes_to_unicode` does, to ids;
     `bpe_merges` are pairs of tokens, the earliest first. What is in `encoder` and is no byte and no merge is a special token, or one of
     `words`: tokens that somebody has added to the vocabulary, which are found in any text."""
-    def encode_and_show_work(self, text:str) -> dict:
+
+    def encode_and_show_work(self, text: str) -> dict:
         "As `encode`, with all that lies between: `bpe_idx` (the ids), `tokens` (the words), `parts` (a dict for each word)."
         parts = split_at(check_text(text), self.words)
-        tokens = [word for k, part in enumerate(parts) for word in ([part] if k % 2 else split_words(part))]
+        tokens = [
+            word
+            for k, part in enumerate(parts)
+            for word in ([part] if k % 2 else split_words(part))
+        ]
         parts = [self.show_word(word) for word in tokens]
-        return {'bpe_idx': [i for part in parts for i in part['token_ix']], 'tokens': tokens, 'parts': parts}
+        return {
+            'bpe_idx': [i for part in parts for i in part['token_ix']],
+            'tokens': tokens,
+            'parts': parts,
+        }
 
-    def show_word(self, word:str) -> dict:
+    def show_word(self, word: str) -> dict:
         if word in self.words:
-            return {'token': word, 'token_bytes': word.encode(), 'token_translated': word, 'token_merged': [word], 'token_ix': [self.words[word]]}
+            return {
+                'token': word,
+                'token_bytes': word.encode(),
+                'token_translated': word,
+                'token_merged': [word],
+                'token_ix': [self.words[word]],
+            }
         visible = ''.join(self.byte_encoder[b] for b in word.encode())
         merged = self.bpe(visible).split(' ')
-        return {'token': word, 'token_bytes': word.encode(), 'token_translated': visible, 'token_merged': merged,
-                'token_ix': [self.encoder[t] for t in merged]}
+        return {
+            'token': word,
+            'token_bytes': word.encode(),
+            'token_translated': visible,
+            'token_merged': merged,
+            'token_ix': [self.encoder[t] for t in merged],
+        }
 
     def save(self, folder):
         """Write vocab.json and merges.txt, as Hugging Face does, in place of any tokenizer that was there;
         with added words, which these do not tell from others, also tokenizer.json."""
         merges = '\n'.join(f'{a} {b}' for a, b in self.bpe_ranks)
-        files = {'vocab.json': json.dumps(self.encoder, ensure_ascii=False), 'merges.txt': f'#version: 0.2\n{merges}\n'}
-        if self.words: files['tokenizer.json'] = json.dumps(tokenizer_json(self), ensure_ascii=False)
+        files = {
+            'vocab.json': json.dumps(self.encoder, ensure_ascii=False),
+            'merges.txt': f'#version: 0.2\n{merges}\n',
+        }
+        if self.words:
+            files['tokenizer.json'] = json.dumps(tokenizer_json(self), ensure_ascii=False)
         write_tokenizer(folder, files)
 
 # %% ../nbs/00_bpe.ipynb #51aed007
@@ -461,60 +621,88 @@ def save_chars(self, folder):
     "Write vocab.json, in place of any tokenizer that was there."
     write_tokenizer(folder, {'vocab.json': json.dumps(self.stoi)})
 
+
 CharTokenizer.save = save_chars
 
+
 def load_tokenizer(
-    folder, # with tokenizer.json, or vocab.json and merges.txt, or encoder.json and vocab.bpe, or only vocab.json
+    folder,  # with tokenizer.json, or vocab.json and merges.txt, or encoder.json and vocab.bpe, or only vocab.json
 ):
     """The `Encoder` or `CharTokenizer` that was saved in `folder`. `FileNotFoundError` if there is none;
     `ValueError` names the file that is damaged, or asks for what would make other ids."""
     where = Path(folder, 'tokenizer.json')
-    if where.is_file(): table, pairs, listed = read_tokenizer_json(where)
+    if where.is_file():
+        table, pairs, listed = read_tokenizer_json(where)
     else:
         vocab, merges = find_files(folder)
-        if not vocab: raise FileNotFoundError(
-            f'no tokenizer in {folder}: expected tokenizer.json, vocab.json (and merges.txt), or encoder.json and vocab.bpe')
+        if not vocab:
+            raise FileNotFoundError(
+                f'no tokenizer in {folder}: expected tokenizer.json, vocab.json (and merges.txt), or encoder.json and vocab.bpe'
+            )
         table, pairs, listed, where = read_vocab(vocab), None, [], vocab
         if merges:
             text, where = read_text(merges), f'{vocab} with {merges.name}'
-            with about(merges): pairs = read_merges(text)
+            with about(merges):
+                pairs = read_merges(text)
     added = added_tokens(folder, listed)
-    with about(where): return chars_from_vocab(table, added) if pairs is None else encoder_from_files(table, pairs, added)
+    with about(where):
+        return (
+            chars_from_vocab(table, added)
+            if pairs is None
+            else encoder_from_files(table, pairs, added)
+        )
 
-def encoder_from_files(table:dict, pairs:list, added:dict) -> Encoder:
+
+def encoder_from_files(table: dict, pairs: list, added: dict) -> Encoder:
     "The encoder of a vocabulary, its merges, and `added`: token -> (id, is it special?). `ValueError` if they do not agree."
     table, size = dict(table), len(table)
     for token, (i, _) in sorted(added.items(), key=lambda item: item[1]):
-        if table.get(token, i) != i: raise ValueError(f'token {token!r} has the ids {table[token]} and {i}')
-        if token not in table and i != len(table): raise ValueError(      # others count on from the vocabulary, whatever the file says
-            f'token {token!r} has id {i}, but the next one after a vocabulary of {size} is {len(table)}')
+        if table.get(token, i) != i:
+            raise ValueError(f'token {token!r} has the ids {table[token]} and {i}')
+        if token not in table and i != len(table):
+            raise ValueError(  # others count on from the vocabulary, whatever the file says
+                f'token {token!r} has id {i}, but the next one after a vocabulary of {size} is {len(table)}'
+            )
         table[token] = i
-    made = {a + b for a, b in pairs} | set(bytes_to_unicode().values())              # one of these is found without being asked for, special or not
-    return check_whole(Encoder(table, pairs, [t for t, (_, special) in added.items() if not special or t in made]))
+    made = {a + b for a, b in pairs} | set(
+        bytes_to_unicode().values()
+    )  # one of these is found without being asked for, special or not
+    return check_whole(
+        Encoder(table, pairs, [t for t, (_, special) in added.items() if not special or t in made])
+    )
 
-def check_whole(encoder:Encoder) -> Encoder:
+
+def check_whole(encoder: Encoder) -> Encoder:
     "`ValueError` if a word with its space has no merge: a list that is cut short would make it a special token, in silence."
     lost = [t for t in encoder.special_tokens if t.startswith('Ġ')]
-    if lost: raise ValueError(f'no merge makes {lost[0]!r}: is the list of merges cut short?')
+    if lost:
+        raise ValueError(f'no merge makes {lost[0]!r}: is the list of merges cut short?')
     return encoder
 
-def chars_from_vocab(table:dict, added=()) -> CharTokenizer:
+
+def chars_from_vocab(table: dict, added=()) -> CharTokenizer:
     "The tokenizer with these ids for its characters. `ValueError` if they are not in the characters' order, or if tokens are added to them."
-    if added: raise ValueError(f'{next(iter(added))!r} is added to a tokenizer of characters, which has no place for it')
+    if added:
+        raise ValueError(
+            f'{next(iter(added))!r} is added to a tokenizer of characters, which has no place for it'
+        )
     tok = CharTokenizer(table)
-    if tok.stoi != table: raise ValueError('it does not number its characters in their order')
+    if tok.stoi != table:
+        raise ValueError('it does not number its characters in their order')
     return tok
+
 
 Encoder.load = CharTokenizer.load = staticmethod(load_tokenizer)
 
 # %% ../nbs/00_bpe.ipynb #a2e760fb
 def encoder_from_merges(
-    merges:list, # pairs of tokens, the earliest first
-    special_tokens=('<|endoftext|>',), # they come last
+    merges: list,  # pairs of tokens, the earliest first
+    special_tokens=('<|endoftext|>',),  # they come last
 ) -> Encoder:
     "An `Encoder` with the ids in GPT-2's order: 256 bytes, then the merges, then the special tokens."
     tokens = [*bytes_to_unicode().values(), *(a + b for a, b in merges), *special_tokens]
-    if twice := [t for t, n in Counter(tokens).items() if n > 1]: raise ValueError(f'{twice[0]!r} would have two ids')
+    if twice := [t for t, n in Counter(tokens).items() if n > 1]:
+        raise ValueError(f'{twice[0]!r} would have two ids')
     return Encoder({t: i for i, t in enumerate(tokens)}, merges)
 
 # %% ../nbs/00_bpe.ipynb #7f0831fa
@@ -528,76 +716,97 @@ def get_encoder() -> Encoder:
 # %% ../nbs/00_bpe.ipynb #908ecbdf
 class BPETokenizer:
     "GPT-2's encoder for torch: `tok(text)` is a LongTensor (1, T), `tok.decode(ids)` takes a 1-D tensor."
-    def __init__(self): self.encoder = get_encoder()
 
-    def __call__(self, text:str, return_tensors:str='pt'):
+    def __init__(self):
+        self.encoder = get_encoder()
+
+    def __call__(self, text: str, return_tensors: str = 'pt'):
         import torch
-        if return_tensors != 'pt': raise ValueError(f"return_tensors should be 'pt' (torch), not {return_tensors!r}")
-        return torch.tensor([self.encoder.encode(text)], dtype=torch.long)            # (1, T)
+
+        if return_tensors != 'pt':
+            raise ValueError(f"return_tensors should be 'pt' (torch), not {return_tensors!r}")
+        return torch.tensor([self.encoder.encode(text)], dtype=torch.long)  # (1, T)
 
     def decode(self, idx) -> str:
-        if getattr(idx, 'ndim', 1) != 1: raise ValueError(f'decode takes a 1-D tensor of ids, got shape {tuple(idx.shape)}')
+        if getattr(idx, 'ndim', 1) != 1:
+            raise ValueError(f'decode takes a 1-D tensor of ids, got shape {tuple(idx.shape)}')
         return self.encoder.decode(idx)
 
-    def save(self, folder): self.encoder.save(folder)
+    def save(self, folder):
+        self.encoder.save(folder)
 
 # %% ../nbs/00_bpe.ipynb #5a4dbf69
 def known_ids(
-    tokenizer, # of this chapter, or anything with `vocab_size`
-): # -> a set-like view or a range; None: nobody knows
+    tokenizer,  # of this chapter, or anything with `vocab_size`
+):  # -> a set-like view or a range; None: nobody knows
     "The ids that `decode` takes."
-    tokenizer = getattr(tokenizer, 'encoder', tokenizer) if isinstance(tokenizer, BPETokenizer) else tokenizer
+    tokenizer = (
+        getattr(tokenizer, 'encoder', tokenizer)
+        if isinstance(tokenizer, BPETokenizer)
+        else tokenizer
+    )
     for table in (getattr(tokenizer, name, None) for name in ('decoder', 'itos')):
-        if isinstance(table, dict): return table.keys()
+        if isinstance(table, dict):
+            return table.keys()
     size = getattr(tokenizer, 'vocab_size', None)
     return None if size is None else range(size)
 
 # %% ../nbs/00_bpe.ipynb #3501ce68
 def check_fit(
-    tokenizer, # or None
-    vocab_size:int, # of the model
-    folder, # where both come from
+    tokenizer,  # or None
+    vocab_size: int,  # of the model
+    folder,  # where both come from
 ):
     "`ValueError` if the tokenizer has tokens that the model lacks; if only special ones, a warning."
     beyond = [i for i in known_ids(tokenizer) or () if i >= vocab_size]
-    if not beyond: return
+    if not beyond:
+        return
     special = getattr(tokenizer, 'special_tokens', {})
     text = f'{folder}: the tokenizer has id {max(beyond)}, and the model has {vocab_size} tokens'
-    if not set(beyond) <= set(special.values()): raise ValueError(f'{text}: they do not belong together')
+    if not set(beyond) <= set(special.values()):
+        raise ValueError(f'{text}: they do not belong together')
     warnings.warn(f'{text}: the special tokens beyond cannot be used', stacklevel=3)
 
 # %% ../nbs/00_bpe.ipynb #ce8fa6ed
 def word_counts(
-    text, # one text, or several
+    text,  # one text, or several
 ) -> dict:
     "How often each word occurs, in `bytes_to_unicode` characters."
     texts = [text] if isinstance(text, str) else text
-    counts = Counter(chain.from_iterable(split_words(piece) for t in texts for piece in slices(check_text(t))))
+    counts = Counter(
+        chain.from_iterable(split_words(piece) for t in texts for piece in slices(check_text(t)))
+    )
     visible = bytes_to_unicode()
     return {''.join(visible[b] for b in word.encode()): n for word, n in counts.items()}
 
 # %% ../nbs/00_bpe.ipynb #dcddb488
 def learn_merges(
-    counts:dict, # word, in visible characters -> how often it occurs
-    n_merges:int, # at most
+    counts: dict,  # word, in visible characters -> how often it occurs
+    n_merges: int,  # at most
 ) -> list:
     """The merges, best first: the most frequent pair, of equally frequent ones the first in order of `(str, str)`.
     Ends early when no pair occurs twice."""
     words, times = [tuple(word) for word in counts], list(counts.values())
-    pairs, where = Counter(), defaultdict(set)                                 # how often; in which words
+    pairs, where = Counter(), defaultdict(set)  # how often; in which words
     for k, word in enumerate(words):
-        for pair in zip(word, word[1:]): pairs[pair] += times[k]; where[pair].add(k)
+        for pair in zip(word, word[1:]):
+            pairs[pair] += times[k]
+            where[pair].add(k)
     heap, merges = [(-n, pair) for pair, n in pairs.items()], []
     heapq.heapify(heap)
     while heap and len(merges) < n_merges and heap[0][0] < -1:
         n, best = heapq.heappop(heap)
-        if -n != pairs[best]: continue                                         # out of date
+        if -n != pairs[best]:
+            continue  # out of date
         merges.append(best)
         change = Counter()
         for k in where.pop(best):
             old, words[k] = words[k], merge_pair(words[k], best)
-            for pair in zip(old, old[1:]): change[pair] -= times[k]
-            for pair in zip(words[k], words[k][1:]): change[pair] += times[k]; where[pair].add(k)
+            for pair in zip(old, old[1:]):
+                change[pair] -= times[k]
+            for pair in zip(words[k], words[k][1:]):
+                change[pair] += times[k]
+                where[pair].add(k)
         for pair in [pair for pair, n in change.items() if n]:
             pairs[pair] += change[pair]
             heapq.heappush(heap, (-pairs[pair], pair))
@@ -605,8 +814,8 @@ def learn_merges(
 
 # %% ../nbs/00_bpe.ipynb #4eb89210
 def train_bpe(
-    text, # one text, or several
-    vocab_size:int, # 256 bytes, merges, and special tokens
+    text,  # one text, or several
+    vocab_size: int,  # 256 bytes, merges, and special tokens
     special_tokens=('<|endoftext|>',),
 ) -> Encoder:
     """Learn a byte-level BPE (Sennrich et al., 2016); with fewer than `vocab_size` tokens if no pair is left that occurs twice.

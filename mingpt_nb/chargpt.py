@@ -11,6 +11,7 @@ __all__ = ['code_points', 'id_table', 'encode_text', 'CharDataset', 'file_tokeni
 # %% ../nbs/06_chargpt.ipynb #f3f02639
 import sys
 from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -20,20 +21,30 @@ from torch.utils.data import Dataset
 from .adder import cpu_threads, prepare, save_plot
 from .bpe import CharTokenizer, known_ids
 from .checks import as_integer, check_sampling
-from .data import DownloadError, TokenDataset, bits_per_character, english, fetch, id_dtype, read_pieces, split, write_ids
+from mingpt_nb.data import (
+    DownloadError,
+    TokenDataset,
+    bits_per_character,
+    english,
+    fetch,
+    id_dtype,
+    read_pieces,
+    split,
+    write_ids,
+)
+from .files import as_path, expand
 from .model import GPT
 from .trainer import Trainer, save_model
-from .files import as_path, expand
 from .utils import CfgNode, ConfigError, cli, hold, pick_dtype, say, set_seed
 
 # %% ../nbs/06_chargpt.ipynb #7be84070
-def code_points(text:str) -> np.ndarray:
+def code_points(text: str) -> np.ndarray:
     "The Unicode number of each character, uint32 (len(text),)."
     return np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), dtype='<u4')
 
 # %% ../nbs/06_chargpt.ipynb #e9d533f8
 def id_table(
-    tokenizer, # a CharTokenizer
+    tokenizer,  # a CharTokenizer
 ) -> np.ndarray:
     "int32: the id at each code point, -1 where the vocabulary has none; the last entry is -1 and stands for all after it."
     points = code_points(''.join(tokenizer.chars))
@@ -42,25 +53,38 @@ def id_table(
     return table
 
 # %% ../nbs/06_chargpt.ipynb #bb767c99
-def encode_text(text:str, tokenizer) -> np.ndarray:
+def encode_text(text: str, tokenizer) -> np.ndarray:
     "The ids of all characters in the smallest type, (len(text),). `ValueError` names a character that is not in the vocabulary, and its place."
     ids = id_table(tokenizer).take(code_points(text), mode='clip')
-    if (ids < 0).any(): tokenizer.encode(text)                    # raises, and knows what to say
+    if (ids < 0).any():
+        tokenizer.encode(text)  # raises, and knows what to say
     return ids.astype(id_dtype(tokenizer.vocab_size))
 
 # %% ../nbs/06_chargpt.ipynb #42d973da
 class CharDataset(TokenDataset, Dataset):
     "All windows of a text: item i is (x, y), LongTensors (block_size,), of the characters from place i, and from i + 1."
 
-    def __init__(self, config, data, tokenizer=None): # config.block_size; data: a str, or a 1-D array or file of ids with their tokenizer
-        if config.block_size < 1: raise ConfigError(f'block_size must be 1 or more, got {config.block_size}')
-        if isinstance(data, str): tokenizer = tokenizer or CharTokenizer.from_text(data)
-        elif tokenizer is None: raise ValueError('ids need the tokenizer that they were made with: CharDataset(config, ids, tokenizer)')
-        super().__init__(encode_text(data, tokenizer) if isinstance(data, str) else data, config.block_size, tokenizer)
+    def __init__(
+        self, config, data, tokenizer=None
+    ):  # config.block_size; data: a str, or a 1-D array or file of ids with their tokenizer
+        if config.block_size < 1:
+            raise ConfigError(f'block_size must be 1 or more, got {config.block_size}')
+        if isinstance(data, str):
+            tokenizer = tokenizer or CharTokenizer.from_text(data)
+        elif tokenizer is None:
+            raise ValueError(
+                'ids need the tokenizer that they were made with: CharDataset(config, ids, tokenizer)'
+            )
+        super().__init__(
+            encode_text(data, tokenizer) if isinstance(data, str) else data,
+            config.block_size,
+            tokenizer,
+        )
         self.config, self.data, self.stoi, self.itos = config, data, tokenizer.stoi, tokenizer.itos
 
     @staticmethod
-    def get_default_config(): return CfgNode(block_size=128).freeze()
+    def get_default_config():
+        return CfgNode(block_size=128).freeze()
 
 # %% ../nbs/06_chargpt.ipynb #63ca6d15
 def file_tokenizer(path) -> CharTokenizer:
@@ -70,14 +94,16 @@ def file_tokenizer(path) -> CharTokenizer:
         seen[code_points(piece)] = True
     return CharTokenizer(map(chr, seen.nonzero()[0] if seen.any() else _empty(path)))
 
-def _empty(path): raise ValueError(f'{path} is empty')
+
+def _empty(path):
+    raise ValueError(f'{path} is empty')
 
 # %% ../nbs/06_chargpt.ipynb #0f731987
 def encode_file(
-    path, # a file of UTF-8
+    path,  # a file of UTF-8
     tokenizer,
-    out=None, # write the ids to this token file; None: keep them in memory
-): # -> array or TokenFile
+    out=None,  # write the ids to this token file; None: keep them in memory
+):  # -> array or TokenFile
     "The ids of the text in the smallest type, (characters,)."
     pieces = (encode_text(piece, tokenizer) for piece in read_pieces(path))
     return np.concatenate(list(pieces)) if out is None else write_ids(out, pieces, tokenizer)
@@ -87,40 +113,55 @@ def get_config() -> CfgNode:
     "The settings of `main`: system, text, data, sample, model, trainer."
     c = CfgNode(
         system=CfgNode(
-            seed=3407, work_dir='./out/chargpt',
-            threads=None,                                            # None: torch's choice
-            muon=True,                                               # see `muon_optimizer`
+            seed=3407,
+            work_dir='./out/chargpt',
+            threads=None,  # None: torch's choice
+            muon=True,  # see `muon_optimizer`
         ).freeze(work_dir=Path, threads=int | None),
         text=CfgNode(
-            file='',                                                 # '': tiny Shakespeare
-            map_above=1 << 28,                                       # of larger files the ids stay on disk
+            file='',  # '': tiny Shakespeare
+            map_above=1 << 28,  # of larger files the ids stay on disk
         ).freeze(file=Path | None),
         data=CharDataset.get_default_config(),
         sample=CfgNode(
-            prompt='',                                               # '': a new line
-            length=200, temperature=0.8, top_k=None, top_p=None,
+            prompt='',  # '': a new line
+            length=200,
+            temperature=0.8,
+            top_k=None,
+            top_p=None,
         ).freeze(top_k=int | None, top_p=float | None),
-        model=GPT.get_default_config(), trainer=Trainer.get_default_config()).freeze()
+        model=GPT.get_default_config(),
+        trainer=Trainer.get_default_config(),
+    ).freeze()
     c.model.model_type = 'gpt-mini'
-    c.trainer.merge_from_dict(dict(max_iters=2000, learning_rate=6e-3, lr_schedule='cosine', warmup_iters=100,
-                                   eval_every=250, eval_batches=20))
+    c.trainer.merge_from_dict(
+        dict(
+            max_iters=2000,
+            learning_rate=6e-3,
+            lr_schedule='cosine',
+            warmup_iters=100,
+            eval_every=250,
+            eval_batches=20,
+        )
+    )
     return c
 
 # %% ../nbs/06_chargpt.ipynb #4ef60d57
 def open_text(
-    config, # as `get_config` makes it
-): # -> (ids, tokenizer)
+    config,  # as `get_config` makes it
+):  # -> (ids, tokenizer)
     "Ids, in memory or in a `TokenFile`, and tokenizer of the text that `config.text` names."
     try:
         file = as_path(config.text.file or fetch('tinyshakespeare'))
     except DownloadError as e:
         say(f'{e}\nUntil then: the English text that comes with Python (pydoc_data.topics)')
         return _in_memory(english())
-    if not file.is_file() or file.parts[1:2] == ('dev',):             # a pipe is read once, and gone
+    if not file.is_file() or file.parts[1:2] == ('dev',):  # a pipe is read once, and gone
         return _in_memory(''.join(read_pieces(file)) or _empty(file))
     tokenizer, large = file_tokenizer(file), file.stat().st_size > config.text.map_above
-    ids = as_path(config.system.work_dir)/'ids.bin' if large else None
+    ids = as_path(config.system.work_dir) / 'ids.bin' if large else None
     return encode_file(file, tokenizer, ids), tokenizer
+
 
 def _in_memory(text):
     tokenizer = CharTokenizer.from_text(text)
@@ -128,19 +169,21 @@ def _in_memory(text):
 
 # %% ../nbs/06_chargpt.ipynb #6cea8682
 def orthogonalise(
-    g, # (matrices, rows, columns), float
-    steps:int=5,
+    g,  # (matrices, rows, columns), float
+    steps: int = 5,
 ):
     """About U V^T for g = U S V^T: directions stay, singular values become 0.7 to 1.2 (those far
     below the largest, less). Computed in the type that the device multiplies fastest."""
     x = g.to(pick_dtype(g.device))
     tall = x.size(-2) > x.size(-1)
     if tall:
-        x = x.mT                                                    # the product below is then the small one
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)      # no singular value above 1
+        x = x.mT  # the product below is then the small one
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value above 1
     for _ in range(steps):
         a = x @ x.mT
-        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)      # -4.7750 a + 2.0315 a a, in one pass
+        b = torch.baddbmm(
+            a, a, a, beta=-4.7750, alpha=2.0315
+        )  # -4.7750 a + 2.0315 a a, in one pass
         x = torch.baddbmm(x, b, x, beta=3.4445)
     return (x.mT if tall else x).to(g.dtype)
 
@@ -148,17 +191,22 @@ def orthogonalise(
 class Muon(torch.optim.Optimizer):
     "Momentum, orthogonalised, for weight matrices (Jordan et al. 2024): each step is `lr * scale` long in every direction."
 
-    def __init__(self, params, lr:float, momentum:float=0.95, scale:float=5.):
+    def __init__(self, params, lr: float, momentum: float = 0.95, scale: float = 5.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, scale=scale))
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             same = {}
-            for p in group['params']: same.setdefault(p.shape, []).append(p)
+            for p in group['params']:
+                same.setdefault(p.shape, []).append(p)
             for (rows, columns), params in same.items():
                 length = group['lr'] * group['scale'] * max(1, rows / columns) ** 0.5
-                for p, u in zip(params, orthogonalise(torch.stack([self._ahead(p, group['momentum']) for p in params]))): p.sub_(length * u)
+                for p, u in zip(
+                    params,
+                    orthogonalise(torch.stack([self._ahead(p, group['momentum']) for p in params])),
+                ):
+                    p.sub_(length * u)
 
     def _ahead(self, p, momentum):
         mean = self.state[p].setdefault('momentum', torch.zeros_like(p))
@@ -168,76 +216,94 @@ class Muon(torch.optim.Optimizer):
 class Together:
     "Several optimizers as one: what a trainer does to it, it does to all of them."
 
-    def __init__(self, *optimizers): self.optimizers = optimizers
+    def __init__(self, *optimizers):
+        self.optimizers = optimizers
 
     @property
-    def param_groups(self): return [g for o in self.optimizers for g in o.param_groups]
+    def param_groups(self):
+        return [g for o in self.optimizers for g in o.param_groups]
 
     def zero_grad(self):
-        for o in self.optimizers: o.zero_grad()
+        for o in self.optimizers:
+            o.zero_grad()
 
     def step(self):
-        for o in self.optimizers: o.step()
+        for o in self.optimizers:
+            o.step()
 
-    def state_dict(self): return {'optimizers': [o.state_dict() for o in self.optimizers]}
+    def state_dict(self):
+        return {'optimizers': [o.state_dict() for o in self.optimizers]}
 
     def load_state_dict(self, state):
-        for o, s in zip(self.optimizers, state['optimizers']): o.load_state_dict(s)
+        for o, s in zip(self.optimizers, state['optimizers']):
+            o.load_state_dict(s)
 
 # %% ../nbs/06_chargpt.ipynb #e3190f71
 def muon_optimizer(
-    model:GPT,
-    train_config, # with learning_rate and betas; AdamW takes them, Muon takes 5 times the rate
+    model: GPT,
+    train_config,  # with learning_rate and betas; AdamW takes them, Muon takes 5 times the rate
 ) -> Together:
     "Muon for the matrices in the blocks, AdamW without decay for everything else."
     matrices = [m.weight for m in model.transformer.h.modules() if isinstance(m, nn.Linear)]
     known, lr = {id(p) for p in matrices}, train_config.learning_rate
     others = [p for p in model.parameters() if id(p) not in known]
     fused = all(p.device.type in ('cpu', 'cuda') for p in others)
-    return Together(Muon(matrices, lr), torch.optim.AdamW(others, lr=lr, betas=train_config.betas, weight_decay=0., fused=fused))
+    return Together(
+        Muon(matrices, lr),
+        torch.optim.AdamW(others, lr=lr, betas=train_config.betas, weight_decay=0.0, fused=fused),
+    )
 
 # %% ../nbs/06_chargpt.ipynb #c2c5005e
 def build(
-    config, # as `get_config` makes it; vocab_size and block_size of the model are filled in
+    config,  # as `get_config` makes it; vocab_size and block_size of the model are filled in
 ) -> Trainer:
     "Seed everything, read the text, make the model; the trainer, not yet run, has the last tenth of the text as `eval_dataset`."
     set_seed(config.system.seed)
     (ids, tokenizer), T = open_text(config), config.data.block_size
-    if len(ids) <= 10 * T: raise ConfigError(
-        f'a text of length {len(ids):,} is too short for block_size={T}: a tenth is held out, so it takes {10 * T + 1:,} characters. '
-        'Bring more text, or make --data.block_size smaller')
-    tokenizer.encode(config.sample.prompt)                           # a character that is not there is better found now
-    check_sampling(config.sample.length, config.sample.temperature, config.sample.top_k, config.sample.top_p)
+    if len(ids) <= 10 * T:
+        raise ConfigError(
+            f'a text of length {len(ids):,} is too short for block_size={T}: a tenth is held out, so it takes {10 * T + 1:,} characters. '
+            'Bring more text, or make --data.block_size smaller'
+        )
+    tokenizer.encode(config.sample.prompt)  # a character that is not there is better found now
+    check_sampling(
+        config.sample.length, config.sample.temperature, config.sample.top_k, config.sample.top_p
+    )
     train, held = (CharDataset(config.data, part, tokenizer) for part in split(ids, (9, 1)))
-    config.model.vocab_size, config.model.block_size = train.get_vocab_size(), train.get_block_size()
+    config.model.vocab_size, config.model.block_size = (
+        train.get_vocab_size(),
+        train.get_block_size(),
+    )
     trainer = Trainer(config.trainer, GPT(config.model), train, held)
-    if config.system.muon: trainer.optimizer = muon_optimizer(trainer.model, config.trainer)
+    if config.system.muon:
+        trainer.optimizer = muon_optimizer(trainer.model, config.trainer)
     return trainer
 
 # %% ../nbs/06_chargpt.ipynb #cf0833ec
 def write_text(
-    model:GPT,
+    model: GPT,
     tokenizer,
-    prompt:str='', # '': a new line, or the first character of the vocabulary if it has none
-    length:int=200, # characters to write
-    seed:int=0,
-    **how, # temperature, top_k, top_p, as in `GPT.generate`
+    prompt: str = '',  # '': a new line, or the first character of the vocabulary if it has none
+    length: int = 200,  # characters to write
+    seed: int = 0,
+    **how,  # temperature, top_k, top_p, as in `GPT.generate`
 ) -> str:
     "The prompt, and how the model continues it. `ValueError` for a character that it lacks."
     prompt = prompt or ('\n' if '\n' in tokenizer.stoi else tokenizer.chars[0])
     device = next(model.parameters()).device
     length, seed = as_integer('length', length, low=0), as_integer('seed', seed)
     generator = torch.Generator(device).manual_seed(seed)
-    idx = torch.tensor([tokenizer.encode(prompt)], device=device)          # (1, T)
-    new = model.generate(idx, length, do_sample=True, generator=generator,
-                         allowed=known_ids(tokenizer), **how)
+    idx = torch.tensor([tokenizer.encode(prompt)], device=device)  # (1, T)
+    new = model.generate(
+        idx, length, do_sample=True, generator=generator, allowed=known_ids(tokenizer), **how
+    )
     return tokenizer.decode(new[0].tolist())
 
 # %% ../nbs/06_chargpt.ipynb #e4636431
 class Watch:
     "Callback: at each evaluation print the loss and a sample, and keep the best model, with its tokenizer, in `folder`."
 
-    def __init__(self, folder, **sample): # sample: prompt, length, ..., for `write_text`
+    def __init__(self, folder, **sample):  # sample: prompt, length, ..., for `write_text`
         self.folder, self.sample = as_path(folder), sample
         self.best, self.step = float('inf'), None
 
@@ -247,7 +313,7 @@ class Watch:
             return
         loss = row['eval_loss']
         say(f'step {row["iter"] + 1}: held-out loss {_both(loss)}')
-        self.recall(trainer.history[:-1])                                # a resumed run has a past
+        self.recall(trainer.history[:-1])  # a resumed run has a past
         if loss < self.best:
             save_model(trainer.model, self.folder, tokenizer)
         self.recall(trainer.history)
@@ -259,19 +325,24 @@ class Watch:
             if row.get('eval_loss', self.best) < self.best:
                 self.best, self.step = row['eval_loss'], row['iter'] + 1
 
+
 def _both(loss):
     bits = bits_per_character(loss)
     return f'{loss:.3f} nats, {bits:.3f} bits per character'
 
 # %% ../nbs/06_chargpt.ipynb #1e76421c
 def report(
-    trainer, # after its run
-    watch, # the `Watch` that was its callback
-    folder, # where the picture goes
+    trainer,  # after its run
+    watch,  # the `Watch` that was its callback
+    folder,  # where the picture goes
 ):
     "Print the losses in nats and bits per character and what was written where; write training.png."
     watch.recall(trainer.history)
-    measured = {'training': trainer.eval(trainer.train_dataset), 'held-out': trainer.eval(), 'lowest held-out': watch.best}
+    measured = {
+        'training': trainer.eval(trainer.train_dataset),
+        'held-out': trainer.eval(),
+        'lowest held-out': watch.best,
+    }
     for name, loss in measured.items():
         say(f'{name} loss: {_both(loss)}')
     say(f'model of step {watch.step}: {watch.folder}')
@@ -279,15 +350,17 @@ def report(
 
 # %% ../nbs/06_chargpt.ipynb #86cb1f44
 def main(
-    args:list=None, # a file and `--field=value` for any field of `get_config`; default: `sys.argv[1:]`
+    args: list = None,  # a file and `--field=value` for any field of `get_config`; default: `sys.argv[1:]`
 ) -> Trainer:
     "Train a GPT on the characters of a text, keep the best model, show what it writes. Returns the trainer."
     config = get_config()
     files = config.merge_from_args(sys.argv[1:] if args is None else args, words=True)
     texts = files + [config.text.file] * bool(config.text.file)
     if len(texts) > 1:
-        raise ConfigError(f'one file of text, please; {texts[1]!r} is a second one. '
-                          'Join them, as in: cat a.txt b.txt > both.txt')
+        raise ConfigError(
+            f'one file of text, please; {texts[1]!r} is a second one. '
+            'Join them, as in: cat a.txt b.txt > both.txt'
+        )
     if files:
         try:
             config.text.file = expand(files[0])
@@ -298,11 +371,12 @@ def main(
         sizes = len(trainer.train_dataset.data), len(trainer.eval_dataset.data)
         say(config, end='')
         say('{:,} characters to train on, {:,} held out'.format(*sizes))
-        watch = Watch(as_path(config.system.work_dir)/'model', **config.sample.to_dict())
+        watch = Watch(as_path(config.system.work_dir) / 'model', **config.sample.to_dict())
         trainer.add_callback('on_batch_end', watch)
         trainer.run()
         report(trainer, watch, config.system.work_dir)
     return trainer
 
 # %% ../nbs/06_chargpt.ipynb #cb577eff
-if __name__ == '__main__' and '__file__' in globals(): cli(['chargpt', *sys.argv[1:]])
+if __name__ == '__main__' and '__file__' in globals():
+    cli(['chargpt', *sys.argv[1:]])

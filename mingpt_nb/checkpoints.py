@@ -13,8 +13,22 @@ __all__ = ['logger', 'FREE', 'ROUNDING', 'FILES', 'LEAVES', 'rng_state', 'set_rn
            'mute_closed', 'WorkerDied', 'TensorBoard', 'find_model', 'export', 'main']
 
 # %% ../nbs/07_checkpoints.ipynb #0da7d8a7
-import contextlib, copy, itertools, json, logging, math, os, pickle, random, re, reprlib, shutil, signal, sys, warnings
+import contextlib
+import copy
+import itertools
+import json
+import logging
+import math
+import os
+import random
+import re
+import reprlib
+import shutil
+import signal
+import sys
+import warnings
 from pathlib import Path
+
 import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
@@ -30,31 +44,50 @@ logger = logging.getLogger(__name__)
 
 # %% ../nbs/07_checkpoints.ipynb #986e7ddb
 def rng_state(
-    device:str='cpu', # the trainer's
+    device: str = 'cpu',  # the trainer's
 ) -> dict:
     "The states of the generators of Python, NumPy and torch, and of the GPU if `device` is one; made of lists, numbers and strings."
     kind, keys, *rest = np.random.get_state()
-    return dict(python=random.getstate(), numpy=[kind, keys.tolist(), *rest], torch=torch.get_rng_state().tolist(),
-                cuda=torch.cuda.get_rng_state(device).tolist() if device.startswith('cuda') else None)
+    return dict(
+        python=random.getstate(),
+        numpy=[kind, keys.tolist(), *rest],
+        torch=torch.get_rng_state().tolist(),
+        cuda=torch.cuda.get_rng_state(device).tolist() if device.startswith('cuda') else None,
+    )
+
 
 def set_rng_state(
-    state:dict, # from `rng_state`, also after a detour through JSON
-    device:str='cpu',
+    state: dict,  # from `rng_state`, also after a detour through JSON
+    device: str = 'cpu',
 ):
     "Let all generators go on from there. The GPU's is left alone if either side has none."
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     np.random.set_state(tuple(state['numpy']))
     torch.set_rng_state(torch.tensor(state['torch'], dtype=torch.uint8))
-    if state['cuda'] and device.startswith('cuda'): torch.cuda.set_rng_state(torch.tensor(state['cuda'], dtype=torch.uint8), device)
+    if state['cuda'] and device.startswith('cuda'):
+        torch.cuda.set_rng_state(torch.tensor(state['cuda'], dtype=torch.uint8), device)
 
 # %% ../nbs/07_checkpoints.ipynb #9b833711
 #: trainer settings that may differ between a run and its continuation, and no bit will
-FREE = {'num_workers', 'eval_every', 'eval_batches', 'log_every', 'check_alignment', 'progress', 'work_dir',
-        'checkpoint_every', 'keep_last', 'keep_best', 'resume', 'same_bits'}
+FREE = {
+    'num_workers',
+    'eval_every',
+    'eval_batches',
+    'log_every',
+    'check_alignment',
+    'progress',
+    'work_dir',
+    'checkpoint_every',
+    'keep_last',
+    'keep_best',
+    'resume',
+    'same_bits',
+}
 
 #: those that change rounding and the order of random numbers, see `Engine.ways`
 ROUNDING = {'device', 'dtype', 'accumulate', 'compile', 'parallel'}
+
 
 def settings(trainer) -> dict:
     "All settings that make a run another one, as JSON gives them back."
@@ -63,55 +96,81 @@ def settings(trainer) -> dict:
         free = free | {'max_iters'}
     kept = {k: v for k, v in c.items() if k not in free}
     model = {f'model.{k}': v for k, v in trainer.model.config.to_dict().items()}
-    more = dict(seed=trainer.seed, optimizer=type(trainer.optimizer).__name__, items=len(trainer.train_dataset))
+    more = dict(
+        seed=trainer.seed,
+        optimizer=type(trainer.optimizer).__name__,
+        items=len(trainer.train_dataset),
+    )
     return json.loads(json.dumps(kept | model | more))
 
 # %% ../nbs/07_checkpoints.ipynb #67be139d
-def measured_loss(trainer): # float or None
+def measured_loss(trainer):  # float or None
     "The held-out loss of these very weights, if it was measured after the last step."
     last = trainer.history[-1] if trainer.history else {}
     return last.get('eval_loss') if last.get('iter') == trainer.iter_num - 1 else None
 
+
 def trainer_state(
     trainer,
-    rows:int=0, # of the history, which are kept elsewhere
+    rows: int = 0,  # of the history, which are kept elsewhere
 ) -> dict:
     """What the rest of the run depends on, beside the weights. All but `optimizer` can be written
     as JSON."""
     history, engine = trainer.history, trainer.engine
     return dict(
-        step=trainer.iter_num, settings=settings(trainer), ways=engine.ways(), clipped=trainer.clipped,
-        history=history[rows:], rows=rows, last_row=history[rows - 1] if rows else None,
-        best_row=min((r for r in history if 'eval_loss' in r), key=lambda r: r['eval_loss'], default=None),
-        rng=rng_state(trainer.device), engine=engine.state(), optimizer=engine.optimizer_state())
+        step=trainer.iter_num,
+        settings=settings(trainer),
+        ways=engine.ways(),
+        clipped=trainer.clipped,
+        history=history[rows:],
+        rows=rows,
+        last_row=history[rows - 1] if rows else None,
+        best_row=min(
+            (r for r in history if 'eval_loss' in r), key=lambda r: r['eval_loss'], default=None
+        ),
+        rng=rng_state(trainer.device),
+        engine=engine.state(),
+        optimizer=engine.optimizer_state(),
+    )
 
-def set_trainer_state(trainer, state:dict):
+
+def set_trainer_state(trainer, state: dict):
     "Put back what `trainer_state` gave. The weights must be back already."
     trainer.engine.load_optimizer(state['optimizer'])
     trainer.engine.load_state(state['engine'])
-    trainer.iter_num, trainer.clipped, trainer.history = state['step'], state['clipped'], state['history']
+    trainer.iter_num, trainer.clipped, trainer.history = (
+        state['step'],
+        state['clipped'],
+        state['history'],
+    )
     set_rng_state(state['rng'], trainer.device)
 
 # %% ../nbs/07_checkpoints.ipynb #99e6e368
 def sync(path):
     "Return when the file or folder is on the disk. Windows cannot do it for folders."
-    if os.name == 'nt' and Path(path).is_dir(): return
+    if os.name == 'nt' and Path(path).is_dir():
+        return
     fd = os.open(path, os.O_RDONLY if Path(path).is_dir() else os.O_RDWR)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 # %% ../nbs/07_checkpoints.ipynb #c4a1e7f0
 class CheckpointError(ConfigError):
     "A checkpoint that cannot be used, or written; the message says which, and why."
 
+
 #: without these files nothing can go on
 FILES = {'model.safetensors', 'config.json', 'optimizer.pt', 'trainer.json'}
 
-def read_sums(folder) -> dict: # name of a file: its SHA-256
+
+def read_sums(folder) -> dict:  # name of a file: its SHA-256
     "What SHA256SUMS in `folder` says; {} if there is none."
-    path = as_path(folder)/'SHA256SUMS'
+    path = as_path(folder) / 'SHA256SUMS'
     text = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
     return dict(reversed(line.split('  ', 1)) for line in text.splitlines() if '  ' in line)
+
 
 def check_target(folder):
     "`CheckpointError` unless `folder` is not there yet, empty, or a checkpoint."
@@ -124,11 +183,13 @@ def check_target(folder):
     files = known.keys() | {'SHA256SUMS'} if FILES <= known.keys() else set()
     strange = sorted(p.name for p in folder.iterdir() if p.name not in files or not p.is_file())
     if strange:
-        raise CheckpointError(f'{folder} holds {strange[0]!r}, which is no part of a checkpoint, '
-                              'and is not replaced: save to a folder that is not there yet')
+        raise CheckpointError(
+            f'{folder} holds {strange[0]!r}, which is no part of a checkpoint, '
+            'and is not replaced: save to a folder that is not there yet'
+        )
 
 # %% ../nbs/07_checkpoints.ipynb #f4bac7e2
-def discard(folder:Path):
+def discard(folder: Path):
     "Delete a folder, if it is there; under its own name it is there entirely or not at all."
     if not folder.exists():
         return
@@ -137,15 +198,16 @@ def discard(folder:Path):
     folder.rename(gone)
     shutil.rmtree(gone)
 
+
 def write_folder(
-    folder, # the folder to make, or to replace if `check_target` lets it
-    write, # `write(temporary folder)` puts the files there
-    size:int=None, # about so many bytes
+    folder,  # the folder to make, or to replace if `check_target` lets it
+    write,  # `write(temporary folder)` puts the files there
+    size: int = None,  # about so many bytes
 ):
     """Make a folder of files with SHA256SUMS, all at once: a kill at any moment leaves it as it
     was before, or complete. `OSError` in one line if the disk cannot take it."""
     check_target(folder)
-    folder = as_path(folder).resolve()                            # a link stays, and leads to it
+    folder = as_path(folder).resolve()  # a link stays, and leads to it
     part = folder.with_name(f'.{folder.name}.part')
     shutil.rmtree(part, ignore_errors=True)
     with writing(folder, 'a checkpoint', size):
@@ -158,49 +220,55 @@ def write_folder(
         part.rename(folder)
         sync(folder.parent)
 
+
 def _fill(part, write):
     part.mkdir(parents=True)
     write(part)
     sums = [f'{file_digest(p).removeprefix("sha256:")}  {p.name}\n' for p in sorted(part.iterdir())]
-    (part/'SHA256SUMS').write_text(''.join(sums), encoding='utf-8')
-    for p in (*part.iterdir(), part): sync(p)
+    (part / 'SHA256SUMS').write_text(''.join(sums), encoding='utf-8')
+    for p in (*part.iterdir(), part):
+        sync(p)
 
 # %% ../nbs/07_checkpoints.ipynb #67f53e8f
 def check(folder):
     "Read all files of a checkpoint. `CheckpointError` names the first that is damaged or missing."
     folder, sums = as_path(folder), read_sums(folder)
-    if not (folder/'SHA256SUMS').is_file():
+    if not (folder / 'SHA256SUMS').is_file():
         raise CheckpointError(f'{folder} is no checkpoint: it has no SHA256SUMS')
     for name in sorted(sums.keys() | FILES):
-        if not (folder/name).is_file():
+        if not (folder / name).is_file():
             raise CheckpointError(f'{folder} is incomplete: {name} is missing')
-        if file_digest(folder/name) != f'sha256:{sums.get(name)}':
-            raise CheckpointError(f'{folder} is damaged: {name} does not have the checksum '
-                                  'that SHA256SUMS has')
+        if file_digest(folder / name) != f'sha256:{sums.get(name)}':
+            raise CheckpointError(
+                f'{folder} is damaged: {name} does not have the checksum that SHA256SUMS has'
+            )
 
 # %% ../nbs/07_checkpoints.ipynb #aa6d93e2
-def read_rows(path, n:int): # -> (rows, how many bytes they take)
+def read_rows(path, n: int):  # -> (rows, how many bytes they take)
     "The first `n` rows of metrics.jsonl; fewer if there are fewer, or if one is damaged."
     rows, size = [], 0
     if not Path(path).is_file():
         return rows, size
     with open(path, 'rb') as f:
         for line in itertools.islice(f, n):
-            try: row = json.loads(line)
-            except ValueError: break
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
             if not (isinstance(row, dict) and line.endswith(b'\n')):
                 break
             rows.append(row)
             size += len(line)
     return rows, size
 
+
 class Metrics:
     "A history in a file, a row a line; the file grows as the history does."
 
     def __init__(self, path, history):
         found, size = read_rows(path, len(history))
-        self.path, self.rows, self.size = Path(path), len(found), size     # so much is in the file
-        if found != history:                                      # of another past: all at once
+        self.path, self.rows, self.size = Path(path), len(found), size  # so much is in the file
+        if found != history:  # of another past: all at once
             self.path, self.rows, self.size = self.path.with_name('.metrics.part'), 0, 0
             self.write(history)
             self.path = self.path.replace(path)
@@ -209,12 +277,13 @@ class Metrics:
     def write(self, history):
         "Add the rows that the file lacks. An `OSError`, as when the disk is full, changes nothing."
         with open(self.path, 'ab', buffering=0) as f:
-            if f.tell() < self.size:                              # somebody has taken it away
+            if f.tell() < self.size:  # somebody has taken it away
                 self.rows, self.size = 0, 0
             f.truncate(self.size)
-            todo = lines = ''.join(json.dumps(row) + '\n' for row in history[self.rows:]).encode()
+            todo = lines = ''.join(json.dumps(row) + '\n' for row in history[self.rows :]).encode()
             try:
-                while todo: todo = todo[f.write(todo):]
+                while todo:
+                    todo = todo[f.write(todo) :]
             except OSError:
                 f.truncate(self.size)
                 raise
@@ -225,16 +294,20 @@ def first_does(engine, do):
     "Let the first process do it. If it cannot, a `CheckpointError` in all of them."
     error = None
     if engine.rank == 0:
-        try: do()
-        except OSError as e: error = CheckpointError(str(e))
-        except Exception as e: error = e
-    if engine.agree(error is not None):                           # the others wait for it
+        try:
+            do()
+        except OSError as e:
+            error = CheckpointError(str(e))
+        except Exception as e:
+            error = e
+    if engine.agree(error is not None):  # the others wait for it
         raise error or CheckpointError('the first process could not do it')
+
 
 def save(
     trainer,
-    folder=None, # default: checkpoints/step-00000100, or the like, in `config.work_dir`
-) -> Path: # the folder
+    folder=None,  # default: checkpoints/step-00000100, or the like, in `config.work_dir`
+) -> Path:  # the folder
     """Write weights, optimizer, random numbers, step, settings, history and tokenizer, all at once.
     See `Trainer.save_checkpoint`."""
     if folder is None and not trainer.config.work_dir:
@@ -244,31 +317,50 @@ def save(
     engine, tokenizer = trainer.engine, getattr(trainer.train_dataset, 'tokenizer', None)
     first_does(engine, lambda: check_target(folder))
     state = trainer_state(trainer, _rows_beside(trainer, folder))
-    model = engine.whole_model()                                  # of many processes, one writes: chapter 08
+    model = engine.whole_model()  # of many processes, one writes: chapter 08
+
     def write(part):
         save_model(model, part, tokenizer if hasattr(tokenizer, 'save') else None)
-        with open(part/'optimizer.pt', 'wb') as f:                # so that errors of the disk are Python's
+        with open(part / 'optimizer.pt', 'wb') as f:  # so that errors of the disk are Python's
             torch.save(state.pop('optimizer'), f)
-        (part/'eval.json').write_text(json.dumps(dict(eval_loss=measured_loss(trainer))), encoding='utf-8')
-        (part/'trainer.json').write_text(json.dumps(state), encoding='utf-8')
+        (part / 'eval.json').write_text(
+            json.dumps(dict(eval_loss=measured_loss(trainer))), encoding='utf-8'
+        )
+        (part / 'trainer.json').write_text(json.dumps(state), encoding='utf-8')
+
     tensors = tree_leaves((model.state_dict(), state['optimizer']))
     size = sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
     first_does(engine, lambda: write_folder(folder, write, size))
     trainer.checkpoint = folder
     return folder
 
+
 def _rows_beside(trainer, folder):
     "How many rows of the history are in the metrics.jsonl of the run that the folder lies in."
-    if not trainer.metrics or folder.absolute().parent.parent != trainer.metrics.path.absolute().parent:
+    if (
+        not trainer.metrics
+        or folder.absolute().parent.parent != trainer.metrics.path.absolute().parent
+    ):
         return 0
     sync(trainer.metrics.path)
     return trainer.metrics.rows
 
 # %% ../nbs/07_checkpoints.ipynb #0c3c3fd4
-def _count(v): return type(v) is int and 0 <= v < 2**63
-def _number(v): return type(v) in (int, float)
-def _rows(v): return isinstance(v, list) and all(isinstance(r, dict) and 'iter' in r for r in v)
-def _row(v): return v is None or _rows([v])
+def _count(v):
+    return type(v) is int and 0 <= v < 2**63
+
+
+def _number(v):
+    return type(v) in (int, float)
+
+
+def _rows(v):
+    return isinstance(v, list) and all(isinstance(r, dict) and 'iter' in r for r in v)
+
+
+def _row(v):
+    return v is None or _rows([v])
+
 
 def _engine(v):
     if v['scaler']:
@@ -278,26 +370,43 @@ def _engine(v):
     parts = v.get('parts', 1), v.get('eval_parts', 1)
     return all(_count(n) and n for n in parts) and type(v.get('compiling', False)) is bool
 
+
 def _rng(v):
     random.Random().setstate((v['python'][0], tuple(v['python'][1]), v['python'][2]))
     np.random.RandomState().set_state(tuple(v['numpy']))
     torch.Generator().set_state(torch.tensor(v['torch'], dtype=torch.uint8))
-    return 0 <= v['numpy'][2] <= 624 and len(bytes(v['cuda'] or 16)) == 16      # NumPy does not look
+    return 0 <= v['numpy'][2] <= 624 and len(bytes(v['cuda'] or 16)) == 16  # NumPy does not look
 
-_KINDS = dict(step=_count, clipped=_count, rows=_count, history=_rows, last_row=_row, best_row=_row,
-              settings=lambda v: isinstance(v, dict), ways=lambda v: isinstance(v, dict), engine=_engine, rng=_rng)
+
+_KINDS = dict(
+    step=_count,
+    clipped=_count,
+    rows=_count,
+    history=_rows,
+    last_row=_row,
+    best_row=_row,
+    settings=lambda v: isinstance(v, dict),
+    ways=lambda v: isinstance(v, dict),
+    engine=_engine,
+    rng=_rng,
+)
+
 
 def _fits(fits, value):
-    try: return fits(value)
-    except Exception: return False                                # too few, or of another type
+    try:
+        return fits(value)
+    except Exception:
+        return False  # too few, or of another type
 
 # %% ../nbs/07_checkpoints.ipynb #3fd6e02e
 def read_state(folder) -> dict:
     "trainer.json of a checkpoint. `CheckpointError` names what cannot be in it."
     file = Path(folder, 'trainer.json')
-    try: state = read_json(file)
-    except ValueError as e: raise CheckpointError(str(e)) from e
-    if 'rows' not in state:                                       # it has the whole history in it
+    try:
+        state = read_json(file)
+    except ValueError as e:
+        raise CheckpointError(str(e)) from e
+    if 'rows' not in state:  # it has the whole history in it
         state |= dict(rows=0, last_row=None, best_row=None, ways={})
         state['engine'] = dict(scaler=state.get('scaler'))
     for key, fits in _KINDS.items():
@@ -305,13 +414,18 @@ def read_state(folder) -> dict:
             raise CheckpointError(f'{file}: {key} cannot be {reprlib.repr(state.get(key))}')
     step = re.fullmatch(r'step-(\d{8,})', Path(folder).name)
     if step and int(step[1]) != state['step']:
-        raise CheckpointError(f'{file} is of step {state["step"]}, and its folder of step {int(step[1])}')
+        raise CheckpointError(
+            f'{file} is of step {state["step"]}, and its folder of step {int(step[1])}'
+        )
     return state
+
 
 def read_optimizer(file):
     "The state dict in optimizer.pt. `CheckpointError` if it is damaged, or holds more than numbers."
-    try: return torch.load(file, map_location='cpu', weights_only=True)
-    except (MemoryError, torch.OutOfMemoryError): raise
+    try:
+        return torch.load(file, map_location='cpu', weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as e:
         if found := re.search(r'GLOBAL (\S+)', str(e)):
             raise CheckpointError(f'{file} holds more than numbers: {found[1]}') from e
@@ -320,24 +434,32 @@ def read_optimizer(file):
 # %% ../nbs/07_checkpoints.ipynb #ef1b8e4c
 def check_optimizer(optimizer, state):
     "`ValueError` unless `state` is a state dict for it: its groups, and tensors as large as its weights."
-    if hasattr(optimizer, 'optimizers'):                          # several as one, chapter 06
+    if hasattr(optimizer, 'optimizers'):  # several as one, chapter 06
         if len(state['optimizers']) != len(optimizer.optimizers):
             raise ValueError('another number of optimizers')
-        for one, its in zip(optimizer.optimizers, state['optimizers']): check_optimizer(one, its)
-    elif type(optimizer).__module__.startswith(('torch.optim', 'mingpt_nb')):      # others know best
+        for one, its in zip(optimizer.optimizers, state['optimizers']):
+            check_optimizer(one, its)
+    elif type(optimizer).__module__.startswith(('torch.optim', 'mingpt_nb')):  # others know best
         ours, theirs = optimizer.param_groups, state['param_groups']
         if [len(g['params']) for g in ours] != [len(g['params']) for g in theirs]:
             raise ValueError('other groups of weights')
-        for a, b in zip(ours, theirs): _check_group(a, b)
+        for a, b in zip(ours, theirs):
+            _check_group(a, b)
         names = itertools.chain(*(g['params'] for g in theirs))
-        _check_tensors(dict(zip(names, itertools.chain(*(g['params'] for g in ours)))), state['state'])
+        _check_tensors(
+            dict(zip(names, itertools.chain(*(g['params'] for g in ours)))), state['state']
+        )
 
-def _numbers(v): return type(v) in (int, float) or isinstance(v, tuple) and all(map(_numbers, v))
+
+def _numbers(v):
+    return type(v) in (int, float) or isinstance(v, tuple) and all(map(_numbers, v))
+
 
 def _check_group(ours, theirs):
     for key, v in ours.items():
         if _numbers(v) and not _numbers(theirs.get(key)):
             raise ValueError(f'{key} cannot be {theirs.get(key)!r}')
+
 
 def _check_tensors(weights, state):
     for name, numbers in state.items():
@@ -346,8 +468,11 @@ def _check_tensors(weights, state):
         for key in numbers.keys() & _AVERAGES:
             t = numbers[key]
             if t is not None and t.shape != weights[name].shape:
-                raise ValueError(f'{key} of weight {name} has shape {tuple(t.shape)}, '
-                                 f'not {tuple(weights[name].shape)}')
+                raise ValueError(
+                    f'{key} of weight {name} has shape {tuple(t.shape)}, '
+                    f'not {tuple(weights[name].shape)}'
+                )
+
 
 #: what Adam, SGD and Muon keep, as large as the weight
 _AVERAGES = {'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum', 'momentum_buffer'}
@@ -356,10 +481,15 @@ _AVERAGES = {'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum', 'momentum_bu
 class OtherRun(CheckpointError):
     "A sound checkpoint, but not one of this run."
 
-def differences(ours:dict, theirs:dict) -> str:
+
+def differences(ours: dict, theirs: dict) -> str:
     "'batch_size is 64 here, and 32 in the checkpoint; ...', or ''."
-    return '; '.join(f'{k} is {ours.get(k)} here, and {theirs.get(k)} in the checkpoint'
-                     for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k))
+    return '; '.join(
+        f'{k} is {ours.get(k)} here, and {theirs.get(k)} in the checkpoint'
+        for k in sorted(ours.keys() | theirs.keys())
+        if ours.get(k) != theirs.get(k)
+    )
+
 
 def check_same_run(trainer, folder, state):
     "`OtherRun` if the settings in `state` are not those of `trainer`, or would give other bits."
@@ -371,40 +501,50 @@ def check_same_run(trainer, folder, state):
         ours['dtype'] = state['ways'].get('dtype', ours['dtype'])  # as it was decided then
     if differ := differences(ours, ours | state['ways']):
         if trainer.config.same_bits:
-            raise OtherRun(f'{folder} would go on with other bits: {differ}. '
-                           'If that is meant, set same_bits=False')
+            raise OtherRun(
+                f'{folder} would go on with other bits: {differ}. '
+                'If that is meant, set same_bits=False'
+            )
         logger.warning('%s goes on with other bits: %s', folder, differ)
         state['engine'] = dict(scaler=state['engine']['scaler'])
     state['engine']['dtype'] = ours['dtype']
 
 # %% ../nbs/07_checkpoints.ipynb #a6db2a55
-def past(folder, state:dict) -> list: # of rows
+def past(folder, state: dict) -> list:  # of rows
     "The history of a checkpoint. If metrics.jsonl is not where it was, a warning, and what is known."
     folder, n = Path(folder), state['rows']
     if not n:
         return state['history']
     for place in folder.absolute(), folder.resolve():
-        rows, _ = read_rows(place.parent.parent/'metrics.jsonl', n)
+        rows, _ = read_rows(place.parent.parent / 'metrics.jsonl', n)
         if len(rows) == n and json.dumps(rows[-1]) == json.dumps(state['last_row']):
             return rows + state['history']
-    warnings.warn(f'{folder}: its history of {n} rows is not in {folder.parent.parent/"metrics.jsonl"}, '
-                  'and goes on without them', stacklevel=3)
+    warnings.warn(
+        f'{folder}: its history of {n} rows is not in {folder.parent.parent / "metrics.jsonl"}, '
+        'and goes on without them',
+        stacklevel=3,
+    )
     best = state['best_row']
     return [best] * (best is not None and best not in state['history']) + state['history']
 
-def read_all(trainer, folder) -> tuple: # (state, weights)
+
+def read_all(trainer, folder) -> tuple:  # (state, weights)
     "All that `load` needs, looked at from all sides. `CheckpointError` names the file that cannot be."
     check(folder)
     state = read_state(folder)
     check_same_run(trainer, folder, state)
-    state['optimizer'] = read_optimizer(folder/'optimizer.pt')
-    try: check_optimizer(trainer.optimizer, state['optimizer'])
+    state['optimizer'] = read_optimizer(folder / 'optimizer.pt')
+    try:
+        check_optimizer(trainer.optimizer, state['optimizer'])
     except Exception as e:
-        raise CheckpointError(f'{folder/"optimizer.pt"} does not fit the optimizer: {e!r}') from e
-    try: weights = trainer.engine.read_weights(folder/'model.safetensors')
-    except ValueError as e: raise CheckpointError(str(e)) from e
+        raise CheckpointError(f'{folder / "optimizer.pt"} does not fit the optimizer: {e!r}') from e
+    try:
+        weights = trainer.engine.read_weights(folder / 'model.safetensors')
+    except ValueError as e:
+        raise CheckpointError(str(e)) from e
     state['history'] = past(folder, state)
     return state, weights
+
 
 def load(trainer, folder):
     """Go back to a state that `save` wrote. `CheckpointError` if it is damaged or of another run;
@@ -415,10 +555,14 @@ def load(trainer, folder):
     its_state = copy.deepcopy(trainer.optimizer.state_dict())
     try:
         state, weights = read_all(trainer, folder)
-        try: set_trainer_state(trainer, state)
-        except Exception as e:                                    # an optimizer that we know nothing of
-            with contextlib.suppress(Exception): trainer.optimizer.load_state_dict(its_state)
-            raise CheckpointError(f'{folder/"optimizer.pt"} does not fit the optimizer: {e!r}') from e
+        try:
+            set_trainer_state(trainer, state)
+        except Exception as e:  # an optimizer that we know nothing of
+            with contextlib.suppress(Exception):
+                trainer.optimizer.load_state_dict(its_state)
+            raise CheckpointError(
+                f'{folder / "optimizer.pt"} does not fit the optimizer: {e!r}'
+            ) from e
     except BaseException:
         trainer.optimizer = before
         raise
@@ -426,32 +570,37 @@ def load(trainer, folder):
     trainer.checkpoint = folder
 
 # %% ../nbs/07_checkpoints.ipynb #e11eede6
-def checkpoints(work_dir) -> list: # of Path
+def checkpoints(work_dir) -> list:  # of Path
     "The checkpoints in a work folder, by step; whether they are sound is not looked at."
-    found = (as_path(work_dir)/'checkpoints').glob('step-*')
+    found = (as_path(work_dir) / 'checkpoints').glob('step-*')
     found = [p for p in found if re.fullmatch(r'step-\d{8,}', p.name) and p.is_dir()]
     return sorted(found, key=lambda p: int(p.name[5:]))
+
 
 def held_out_loss(folder) -> float:
     """What `eval` measured on the very weights of a checkpoint; infinity if nothing was, or if it
     cannot be read."""
     file = Path(folder, 'eval.json')
     if not file.is_file():
-        file = file.with_name('trainer.json')                     # where it was once
-    try: loss = read_json(file)['eval_loss']
-    except (OSError, ValueError, KeyError): return math.inf
+        file = file.with_name('trainer.json')  # where it was once
+    try:
+        loss = read_json(file)['eval_loss']
+    except (OSError, ValueError, KeyError):
+        return math.inf
     return loss if type(loss) in (int, float) and loss == loss else math.inf
 
-def prune(work_dir, keep_last:int, keep_best:bool):
+
+def prune(work_dir, keep_last: int, keep_best: bool):
     "Delete all checkpoints but the last few and, if wanted, the one of lowest held-out loss."
     found = checkpoints(work_dir)
     measured = [p for p in found if held_out_loss(p) < math.inf]
     kept = found[-keep_last:] + sorted(measured, key=held_out_loss)[:keep_best]
     for folder in found:
-        if folder not in kept: discard(folder)
+        if folder not in kept:
+            discard(folder)
 
 # %% ../nbs/07_checkpoints.ipynb #c8fd5dd4
-def resume(trainer) -> bool: # was there one?
+def resume(trainer) -> bool:  # was there one?
     """Load what `config.resume` says: 'auto', the newest sound checkpoint in `config.work_dir`; or
     the folder of a checkpoint. `OtherRun` if it is of another run."""
     c = trainer.config
@@ -459,8 +608,10 @@ def resume(trainer) -> bool: # was there one?
         return False
     if c.resume != 'auto':
         if not Path(c.resume, 'SHA256SUMS').exists() and checkpoints(c.resume):
-            raise CheckpointError(f"{c.resume} is the folder of a run, not a checkpoint: resume='auto' "
-                                  'with this as work_dir goes on from its newest')
+            raise CheckpointError(
+                f"{c.resume} is the folder of a run, not a checkpoint: resume='auto' "
+                'with this as work_dir goes on from its newest'
+            )
         load(trainer, c.resume)
         return True
     if not c.work_dir:
@@ -470,38 +621,47 @@ def resume(trainer) -> bool: # was there one?
             load(trainer, folder)
             return True
         except OtherRun as e:
-            raise OtherRun(f'{e}. To start over, set resume=None, and what is in {c.work_dir} is '
-                           'set aside; or take another work_dir') from None
-        except CheckpointError as e: warnings.warn(f'{e}. Trying the one before', stacklevel=4)
+            raise OtherRun(
+                f'{e}. To start over, set resume=None, and what is in {c.work_dir} is '
+                'set aside; or take another work_dir'
+            ) from None
+        except CheckpointError as e:
+            warnings.warn(f'{e}. Trying the one before', stacklevel=4)
     return False
 
 # %% ../nbs/07_checkpoints.ipynb #b3d3bffd
 #: what a run leaves in its work folder, beside the checkpoints
 LEAVES = 'metrics.jsonl', 'model', 'training.png', 'config.json', 'args.txt'
 
+
 def set_aside(work_dir, move, copy=()) -> Path:
     "Put these files and folders of a work folder under the same names into set-aside-1, -2, ... in it."
     n = 1
-    while (aside := Path(work_dir, f'set-aside-{n}')).exists(): n += 1
+    while (aside := Path(work_dir, f'set-aside-{n}')).exists():
+        n += 1
     aside.mkdir()
     here = Path(work_dir, 'checkpoints')
-    if here.exists() and here.stat().st_dev != aside.stat().st_dev:   # a link to another disk: they stay there
-        (here/aside.name).mkdir()
-        (aside/'checkpoints').symlink_to((here/aside.name).absolute())
+    if (
+        here.exists() and here.stat().st_dev != aside.stat().st_dev
+    ):  # a link to another disk: they stay there
+        (here / aside.name).mkdir()
+        (aside / 'checkpoints').symlink_to((here / aside.name).absolute())
     for p in map(Path, copy):
-        (shutil.copytree if p.is_dir() else shutil.copy2)(p, aside/p.name)
+        (shutil.copytree if p.is_dir() else shutil.copy2)(p, aside / p.name)
     for p in map(Path, move):
-        target = aside/p.relative_to(work_dir)
+        target = aside / p.relative_to(work_dir)
         target.parent.mkdir(exist_ok=True)
         p.rename(target)
     logger.warning('set aside in %s: %s', aside, ', '.join(Path(p).name for p in move))
     return aside
 
-def set_aside_later(work_dir, step:int):
+
+def set_aside_later(work_dir, step: int):
     "Set aside the checkpoints after `step`, with copies of what else there is of the run."
     later = [p for p in checkpoints(work_dir) if int(p.name[5:]) > step]
     beside = [Path(work_dir, name) for name in LEAVES]
-    if later: set_aside(work_dir, later, [p for p in beside if p.exists()])
+    if later:
+        set_aside(work_dir, later, [p for p in beside if p.exists()])
 
 # %% ../nbs/07_checkpoints.ipynb #f7c577f1
 def settle(trainer):
@@ -509,26 +669,36 @@ def settle(trainer):
     home = trainer.config.work_dir
     if home and trainer.engine.rank == 0:
         make_folder(home)
-        for p in Path(home, 'checkpoints').glob('.step-*'): shutil.rmtree(p, ignore_errors=True)     # of a kill
+        for p in Path(home, 'checkpoints').glob('.step-*'):
+            shutil.rmtree(p, ignore_errors=True)  # of a kill
         ours = trainer.checkpoint and Path(trainer.checkpoint).resolve().parent
         if ours != Path(home, 'checkpoints').resolve():
             *found, config, args = [Path(home, name) for name in LEAVES]
-            found = checkpoints(home) + [p for p in found if p.is_dir() or p.is_file() and p.stat().st_size]
-            if found: set_aside(home, found, [p for p in (config, args) if p.exists()])
+            found = checkpoints(home) + [
+                p for p in found if p.is_dir() or p.is_file() and p.stat().st_size
+            ]
+            if found:
+                set_aside(home, found, [p for p in (config, args) if p.exists()])
     trainer.home = str(home)
+
 
 def begin(trainer):
     "What comes before the first step: resume, if that is wanted, and `settle`. See `Trainer.begin`."
     if trainer.home == str(trainer.config.work_dir):
-        return                                                    # it has begun
+        return  # it has begun
     trainer.resumed = trainer.iter_num == 0 and resume(trainer)
-    trainer.engine.agree(0)                                       # all have read what is there
+    trainer.engine.agree(0)  # all have read what is there
     settle(trainer)
+
 
 def tidy(trainer):
     "What a kill may have left to do for a run that is complete."
     c = trainer.config
-    if c.checkpoint_every and trainer.engine.rank == 0 and checkpoints(c.work_dir)[-1:] == [trainer.checkpoint]:
+    if (
+        c.checkpoint_every
+        and trainer.engine.rank == 0
+        and checkpoints(c.work_dir)[-1:] == [trainer.checkpoint]
+    ):
         prune(c.work_dir, c.keep_last, c.keep_best)
 
 # %% ../nbs/07_checkpoints.ipynb #89fab1b4
@@ -540,7 +710,7 @@ class Guard:
         if c.checkpoint_every and not c.work_dir:
             raise ConfigError('checkpoint_every needs work_dir, the folder to write to')
         self.trainer, self.config, self.signal, self.handlers = trainer, c, None, {}
-        self.saved, self.told = trainer.iter_num, False           # the last step that is safe
+        self.saved, self.told = trainer.iter_num, False  # the last step that is safe
 
     def __enter__(self):
         t, work_dir = self.trainer, self.config.work_dir
@@ -552,24 +722,29 @@ class Guard:
 
 # %% ../nbs/07_checkpoints.ipynb #45a1e799
 @patch
-def write_rows(self:Guard):
+def write_rows(self: Guard):
     "Append the rows of the history that metrics.jsonl lacks; if the disk is full, after another step."
     metrics = self.trainer.metrics
     if not (metrics and self.config.work_dir) or metrics.rows == len(self.trainer.history):
         return
     try:
-        with writing(self.config.work_dir, 'metrics.jsonl'): metrics.write(self.trainer.history)
+        with writing(self.config.work_dir, 'metrics.jsonl'):
+            metrics.write(self.trainer.history)
     except OSError as e:
-        if not self.told: warnings.warn(f'{e}. Trying again after each step', stacklevel=2)
+        if not self.told:
+            warnings.warn(f'{e}. Trying again after each step', stacklevel=2)
         self.told = True
 
+
 @patch
-def keep(self:Guard, last:bool=False):
+def keep(self: Guard, last: bool = False):
     "Save a checkpoint, and delete what it makes superfluous. What fails is an error only if it was the `last`."
     self.trainer.check_weights()
-    try: save(self.trainer)
+    try:
+        save(self.trainer)
     except CheckpointError as e:
-        if last: raise
+        if last:
+            raise
         return warnings.warn(f'{e}. Trying again at the next checkpoint', stacklevel=2)
     if self.trainer.engine.rank == 0:
         prune(self.config.work_dir, self.config.keep_last, self.config.keep_best)
@@ -577,72 +752,84 @@ def keep(self:Guard, last:bool=False):
 
 # %% ../nbs/07_checkpoints.ipynb #71aa216f
 @patch
-def catch_signals(self:Guard):
+def catch_signals(self: Guard):
     """Take a note of SIGINT (Ctrl-C), SIGTERM and SIGHUP from now on. Only the main thread may, and
     what was ignored stays so."""
-    with contextlib.suppress(ValueError):                         # what signal.signal raises in other threads
+    with contextlib.suppress(ValueError):  # what signal.signal raises in other threads
         for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
-            s = getattr(signal, name, None)                       # Windows has no SIGHUP
+            s = getattr(signal, name, None)  # Windows has no SIGHUP
             if s and signal.getsignal(s) is not signal.SIG_IGN:
                 self.handlers[s] = signal.signal(s, self.note)
 
-@patch
-def note(self:Guard, number, frame):
-    self.signal = signal.Signals(number)
-    mute_closed()
-    self.release()                                                # a second one acts at once
-    self.expect_deaths()
 
 @patch
-def expect_deaths(self:Guard):
+def note(self: Guard, number, frame):
+    self.signal = signal.Signals(number)
+    mute_closed()
+    self.release()  # a second one acts at once
+    self.expect_deaths()
+
+
+@patch
+def expect_deaths(self: Guard):
     "From now on the end of a worker raises nothing."
     if hasattr(signal, 'SIGCHLD') and signal.SIGCHLD not in self.handlers:
         self.handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
 
+
 @patch
-def release(self:Guard):
+def release(self: Guard):
     "Put back the handlers of before."
-    for s, handler in self.handlers.items(): signal.signal(s, handler or signal.SIG_DFL)
+    for s, handler in self.handlers.items():
+        signal.signal(s, handler or signal.SIG_DFL)
     self.handlers = {}
+
 
 def mute_closed():
     "Let what is printed to a terminal that is gone go nowhere."
     for stream in sys.stdout, sys.stderr:
-        try: os.write(stream.fileno(), b'')
-        except (OSError, ValueError, AttributeError): mute(stream)
+        try:
+            os.write(stream.fileno(), b'')
+        except (OSError, ValueError, AttributeError):
+            mute(stream)
 
 # %% ../nbs/07_checkpoints.ipynb #4d9203d8
 @patch
-def is_best(self:Guard) -> bool:
+def is_best(self: Guard) -> bool:
     "Was the held-out loss of these very weights measured, and is it the lowest so far?"
     loss = measured_loss(self.trainer)
-    return loss is not None and loss == min(r['eval_loss'] for r in self.trainer.history if 'eval_loss' in r)
+    return loss is not None and loss == min(
+        r['eval_loss'] for r in self.trainer.history if 'eval_loss' in r
+    )
+
 
 @patch
-def after_step(self:Guard) -> bool: # is it time to stop?
+def after_step(self: Guard) -> bool:  # is it time to stop?
     "Write what is due after a step."
     c, n = self.config, self.trainer.iter_num
     self.write_rows()
-    agree = self.trainer.engine.agree                             # processes stop and save together
+    agree = self.trainer.engine.agree  # processes stop and save together
     due = c.checkpoint_every and (n % c.checkpoint_every == 0 or c.keep_best and self.is_best())
     if agree(bool(due)):
         self.keep()
     return self.told_to_stop()
 
+
 @patch
-def told_to_stop(self:Guard) -> bool:
+def told_to_stop(self: Guard) -> bool:
     "Had a signal come to any of the processes when they asked each other? All get the same answer."
     number = self.trainer.engine.agree(self.signal or 0)
     if number:
         self.signal = signal.Signals(number)
-    return number > 0                                             # one that comes meanwhile waits for the next time
+    return number > 0  # one that comes meanwhile waits for the next time
 
 # %% ../nbs/07_checkpoints.ipynb #6cc624c5
 class WorkerDied(RuntimeError):
     "A process that prepared batches was killed; the message says which and what can be done."
 
+
 @patch
-def __exit__(self:Guard, kind, error, trace):
+def __exit__(self: Guard, kind, error, trace):
     try:
         if self.signal:
             self.expect_deaths()
@@ -660,26 +847,42 @@ def __exit__(self:Guard, kind, error, trace):
     if self.signal:
         self._leave()
 
+
 @patch
-def death(self:Guard, error): # -> str or None
+def death(self: Guard, error):  # -> str or None
     "What is known, if the error is that a worker is gone: usually its process id, unless it died while it handed over a batch."
-    if found := re.search(r'DataLoader worker \(pid.+', str(error)): return found[0].strip(' .')
-    if self.config.num_workers and isinstance(error, (ConnectionError, EOFError)): return repr(error)
+    if found := re.search(r'DataLoader worker \(pid.+', str(error)):
+        return found[0].strip(' .')
+    if self.config.num_workers and isinstance(error, (ConnectionError, EOFError)):
+        return repr(error)
 
 # %% ../nbs/07_checkpoints.ipynb #5a939985
 @patch
-def _explain(self:Guard, died, error):
+def _explain(self: Guard, died, error):
     t = self.trainer
-    raise WorkerDied(f'step {t.iter_num}: a data worker died: {died}. If it was killed, memory may have run out: lower num_workers, '
-                     f'now {self.config.num_workers}; with 0, an error shows where it is. Last checkpoint: {t.checkpoint}') from error
+    raise WorkerDied(
+        f'step {t.iter_num}: a data worker died: {died}. If it was killed, memory may have run '
+        f'out: lower num_workers, '
+        f'now {self.config.num_workers}; with 0, an error shows where it is. Last checkpoint: '
+        f'{t.checkpoint}'
+    ) from error
+
 
 @patch
-def _leave(self:Guard):
+def _leave(self: Guard):
     t = self.trainer
-    where = f"saved as {t.checkpoint}, resume='auto' goes on from there" if self.config.work_dir else 'not saved, as work_dir is not set'
+    where = (
+        f"saved as {t.checkpoint}, resume='auto' goes on from there"
+        if self.config.work_dir
+        else 'not saved, as work_dir is not set'
+    )
     message = f'{self.signal.name}: stopped after {t.iter_num} steps, {where}'
     logger.warning(message)
-    raise KeyboardInterrupt(message) if self.signal == signal.SIGINT else SystemExit(128 + self.signal)
+    raise (
+        KeyboardInterrupt(message)
+        if self.signal == signal.SIGINT
+        else SystemExit(128 + self.signal)
+    )
 
 # %% ../nbs/07_checkpoints.ipynb #f4edad76
 class TensorBoard:
@@ -687,12 +890,17 @@ class TensorBoard:
 
     def __init__(self, folder):
         need('tensorboard', 'tensorboard')
-        self.writer, self.seen = need('torch.utils.tensorboard', 'tensorboard').SummaryWriter(folder, purge_step=0), 0
+        self.writer, self.seen = (
+            need('torch.utils.tensorboard', 'tensorboard').SummaryWriter(folder, purge_step=0),
+            0,
+        )
 
     def __call__(self, trainer):
-        for row in trainer.history[self.seen:]:
-            for name in row.keys() - {'iter'}: self.writer.add_scalar(name, row[name], row['iter'])
-        if len(trainer.history) > self.seen: self.writer.flush()
+        for row in trainer.history[self.seen :]:
+            for name in row.keys() - {'iter'}:
+                self.writer.add_scalar(name, row[name], row['iter'])
+        if len(trainer.history) > self.seen:
+            self.writer.flush()
         self.seen = len(trainer.history)
 
 # %% ../nbs/07_checkpoints.ipynb #cd532259
@@ -700,33 +908,41 @@ def find_model(folder) -> Path:
     "The model in `folder`: itself, its best checkpoint, its newest, or its folder `model`. `FileNotFoundError` if there is none."
     folder = as_path(folder)
     found = checkpoints(folder)[::-1]
-    if found: return min(found, key=held_out_loss)
-    for place in (folder, folder/'model'):
-        if (place/'model.safetensors').is_file(): return place
+    if found:
+        return min(found, key=held_out_loss)
+    for place in (folder, folder / 'model'):
+        if (place / 'model.safetensors').is_file():
+            return place
     raise FileNotFoundError(f'neither a model nor checkpoints in {folder}')
 
+
 def export(
-    source, # a checkpoint, what `save_model` wrote, or the work folder of a run
-    target, # the folder to write
-) -> Path: # where the model came from
+    source,  # a checkpoint, what `save_model` wrote, or the work folder of a run
+    target,  # the folder to write
+) -> Path:  # where the model came from
     "Write a trained model and its tokenizer as `save_pretrained` does: for transformers, and for `mingpt-nb generate --model=TARGET`."
     found = find_model(source)
     if checkpoints(target) or Path(target, 'metrics.jsonl').exists():
-        raise CheckpointError(f'{target} is the work folder of a run, whose config.json would be lost: take another folder')
-    if (found/'SHA256SUMS').is_file(): check(found)
+        raise CheckpointError(
+            f'{target} is the work folder of a run, whose config.json would be lost: take another folder'
+        )
+    if (found / 'SHA256SUMS').is_file():
+        check(found)
     model, tokenizer = load_model(found)
     save_pretrained(model, target, tokenizer)
     return found
 
 # %% ../nbs/07_checkpoints.ipynb #0ee9ddb0
 def main(
-    args:list=None, # SOURCE TARGET, see `export`; default: `sys.argv[1:]`
+    args: list = None,  # SOURCE TARGET, see `export`; default: `sys.argv[1:]`
 ):
     "Export a model of yours for transformers. `ConfigError` with one line if that cannot be."
     args = sys.argv[1:] if args is None else args
     if len(args) != 2 or any(arg.startswith('--') for arg in args):
-        raise ConfigError('usage: mingpt-nb export SOURCE TARGET, a checkpoint or work folder, '
-                          'and the folder to write')
+        raise ConfigError(
+            'usage: mingpt-nb export SOURCE TARGET, a checkpoint or work folder, '
+            'and the folder to write'
+        )
     try:
         say(f'{export(*args)} -> {as_path(args[1])}')
     except (OSError, ValueError) as e:

@@ -12,12 +12,13 @@ __all__ = ['as_python', 'as_integer', 'as_number', 'as_tensor', 'check_ids', 'ch
 import math
 from collections.abc import Iterable
 from numbers import Real
+
 import numpy as np
 import torch
 
 # %% ../nbs/95_checks.ipynb #0a68b04f
 def as_python(
-    value, # anything
+    value,  # anything
 ):
     "A number of NumPy's or in a tensor as Python's own; all other values as they are."
     if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and value.ndim == 0:
@@ -26,13 +27,13 @@ def as_python(
 
 # %% ../nbs/95_checks.ipynb #64c96679
 def as_integer(
-    name:str, # of the setting, for the message
-    value, # of any kind
-    low:int=None, # at least this
-    error=ValueError, # the kind of error
-    high:int=None, # at most this; with `low`
-    optional:bool=False, # may it be None?
-): # -> int, or None
+    name: str,  # of the setting, for the message
+    value,  # of any kind
+    low: int = None,  # at least this
+    error=ValueError,  # the kind of error
+    high: int = None,  # at most this; with `low`
+    optional: bool = False,  # may it be None?
+):  # -> int, or None
     "`value` as an int, if it is a whole number. Else an error that names what was wanted."
     if optional and value is None:
         return None
@@ -46,13 +47,14 @@ def as_integer(
         wanted = f'an integer from {low} to {high}'
     raise error(f'{name} must be {wanted}{" or None" if optional else ""}, got {number!r}')
 
+
 def as_number(
-    name:str, # of the setting, for the message
-    value, # of any kind
-    error=ValueError, # the kind of error
-    low=None, # at least this, and finite
-    optional:bool=False, # may it be None?
-): # -> int, float, or None
+    name: str,  # of the setting, for the message
+    value,  # of any kind
+    error=ValueError,  # the kind of error
+    low=None,  # at least this, and finite
+    optional: bool = False,  # may it be None?
+):  # -> int, float, or None
     "`value` as a number of Python's; NaN is none. Else an error that names what was wanted."
     if optional and value is None:
         return None
@@ -64,39 +66,50 @@ def as_number(
     raise error(f'{name} must be {wanted}{" or None" if optional else ""}, got {number!r}')
 
 # %% ../nbs/95_checks.ipynb #4d9ca729
-_INTEGERS = {torch.uint8, torch.uint16, torch.uint32, torch.uint64,
-             torch.int8, torch.int16, torch.int32, torch.int64}
+_INTEGERS = {
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+}
+
 
 def as_tensor(
-    ids, # a tensor, an array, or a list of integers or of lists
-    name:str='token ids', # for the message
-) -> torch.Tensor: # of one of torch's eight types of integers
+    ids,  # a tensor, an array, or a list of integers or of lists
+    name: str = 'token ids',  # for the message
+) -> torch.Tensor:  # of one of torch's eight types of integers
     "`ids` as a tensor. `ValueError` for what is not made of integers: floats, booleans, text."
     if not isinstance(ids, torch.Tensor):
-        try: ids = _to_tensor(ids)
+        try:
+            ids = _to_tensor(ids)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ValueError(f'{name} must be integers, got {repr(ids)[:80]}') from None
     if ids.dtype not in _INTEGERS:
         raise ValueError(f'{name} must be integers, got {ids.dtype}')
     return ids
 
+
 def _to_tensor(ids):
-    if isinstance(ids, np.ndarray): # a copy in order, in this machine's order of bytes
+    if isinstance(ids, np.ndarray):  # a copy in order, in this machine's order of bytes
         return torch.from_numpy(np.array(ids, ids.dtype.newbyteorder('='), order='C'))
     if isinstance(ids, Iterable) and not isinstance(ids, (str, bytes)):
         ids = [i.tolist() if hasattr(i, 'tolist') else i for i in ids]
         if any(isinstance(i, bool) for i in ids):
             raise TypeError('a boolean among them')
     t = torch.tensor(ids)
-    return t if t.numel() else t.long()                          # an empty list made floats
+    return t if t.numel() else t.long()  # an empty list made floats
 
 # %% ../nbs/95_checks.ipynb #0f3d5ec2
 def check_ids(
-    ids, # integers of any shape and type; their values are looked at on the CPU only
-    vocab_size:int, # they must be below
-    lowest:int=0, # and at least this; -1 for targets
-    name:str='token ids', # for the message
-) -> torch.Tensor: # int64
+    ids,  # integers of any shape and type; their values are looked at on the CPU only
+    vocab_size: int,  # they must be below
+    lowest: int = 0,  # and at least this; -1 for targets
+    name: str = 'token ids',  # for the message
+) -> torch.Tensor:  # int64
     "`ids` as int64. `ValueError` with the first one outside [lowest, vocab_size), and its place."
     given = as_tensor(ids, name)
     ids = given.long()
@@ -113,33 +126,37 @@ def check_ids(
 
 # %% ../nbs/95_checks.ipynb #2c31d6c2
 def check_idx(
-    idx, # (B, T), see `as_tensor`
-    vocab_size:int,
-) -> torch.Tensor: # int64 (B, T)
+    idx,  # (B, T), see `as_tensor`
+    vocab_size: int,
+) -> torch.Tensor:  # int64 (B, T)
     "What a model reads: `check_ids`, and `ValueError` unless it is a batch with at least one."
     idx = as_tensor(idx)
     if idx.dim() != 2 or not idx.numel():
         one = '; for one sequence use idx[None]' if idx.dim() == 1 else ''
-        raise ValueError('idx must have shape (batch, tokens) with at least one token, '
-                         f'got {tuple(idx.shape)}{one}')
+        raise ValueError(
+            'idx must have shape (batch, tokens) with at least one token, '
+            f'got {tuple(idx.shape)}{one}'
+        )
     return check_ids(idx, vocab_size)
 
+
 def check_targets(
-    targets, # (B, T), see `as_tensor`; -1: nothing to predict
-    logits, # (B, T, V), what they are compared with
-) -> torch.Tensor: # int64 (B, T)
+    targets,  # (B, T), see `as_tensor`; -1: nothing to predict
+    logits,  # (B, T, V), what they are compared with
+) -> torch.Tensor:  # int64 (B, T)
     "The right answers: `check_ids` from -1, and `ValueError` unless there is one for each place."
     targets, shape = as_tensor(targets, 'targets'), logits.shape[:-1]
     if targets.shape != shape:
-        raise ValueError(f'targets {tuple(targets.shape)} must have the shape of idx '
-                         f'{tuple(shape)}')
+        raise ValueError(
+            f'targets {tuple(targets.shape)} must have the shape of idx {tuple(shape)}'
+        )
     return check_ids(targets, logits.shape[-1], lowest=-1, name='targets')
 
 # %% ../nbs/95_checks.ipynb #d549bc92
 def check_stops(
-    stop_tokens, # None, an id, or a flat list, set, array or tensor of ids
-    vocab_size:int,
-) -> list: # of ints
+    stop_tokens,  # None, an id, or a flat list, set, array or tensor of ids
+    vocab_size: int,
+) -> list:  # of ints
     "The ids after which a sequence ends. `ValueError` for what the vocabulary lacks, or is no id."
     if stop_tokens is None:
         return []
@@ -150,9 +167,9 @@ def check_stops(
 
 # %% ../nbs/95_checks.ipynb #40d1be42
 def check_allowed(
-    allowed, # None, or ids: a list, a range, the keys of a dictionary, an array, a tensor
-    vocab_size:int,
-): # -> BoolTensor (vocab_size,), True for what may be drawn; None: all
+    allowed,  # None, or ids: a list, a range, the keys of a dictionary, an array, a tensor
+    vocab_size: int,
+):  # -> BoolTensor (vocab_size,), True for what may be drawn; None: all
     "The ids that may be drawn, of those that the model has. `ValueError` if that is none."
     if allowed is None:
         return None
@@ -165,11 +182,11 @@ def check_allowed(
 
 # %% ../nbs/95_checks.ipynb #0356b915
 def check_sampling(
-    max_new_tokens, # an integer, 0 or more
-    temperature, # 0 or more
-    top_k=None, # an integer, 0 or more, or None
-    top_p=None, # above 0, at most 1, or None
-) -> tuple: # the four, as plain numbers
+    max_new_tokens,  # an integer, 0 or more
+    temperature,  # 0 or more
+    top_k=None,  # an integer, 0 or more, or None
+    top_p=None,  # above 0, at most 1, or None
+) -> tuple:  # the four, as plain numbers
     "The settings of `generate`. `ValueError` names the one that cannot be used, and says what can."
     max_new_tokens = as_integer('max_new_tokens', max_new_tokens)
     if max_new_tokens < 0:
@@ -185,6 +202,7 @@ def check_sampling(
             raise ValueError(f'top_p must be above 0 and at most 1, got {top_p}')
     return max_new_tokens, temperature, top_k, top_p
 
+
 def _check_temperature(temperature):
     temperature = as_number('temperature', temperature)
     if not 0 <= temperature < math.inf:
@@ -193,16 +211,18 @@ def _check_temperature(temperature):
 
 # %% ../nbs/95_checks.ipynb #137ef03e
 def check_logits(
-    logits, # (B, V)
-    position:int=None, # in the sequence, of the token that they are for
+    logits,  # (B, V)
+    position: int = None,  # in the sequence, of the token that they are for
 ):
     "`ValueError` with row and position where logits choose no token: NaN, infinite, or all -inf."
     if logits.is_meta or torch.compiler.is_compiling() or math.isfinite(logits.sum()):
         return
-    best = logits.amax(-1)                                       # (B,), NaN where there is one
+    best = logits.amax(-1)  # (B,), NaN where there is one
     if best.isfinite().all():
         return
     row = (~best.isfinite()).nonzero()[0].item()
     place = '' if position is None else f' at position {position}'
-    raise ValueError(f'the logits{place} of sequence {row} hold {best[row].item()} and choose '
-                     'no token: are the weights of the model finite?')
+    raise ValueError(
+        f'the logits{place} of sequence {row} hold {best[row].item()} and choose '
+        'no token: are the weights of the model finite?'
+    )

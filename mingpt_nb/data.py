@@ -11,7 +11,21 @@ __all__ = ['SOURCES', 'FORMAT', 'HEADER', 'english', 'cache_dir', 'file_digest',
            'bits_per_character', 'windows', 'evaluate']
 
 # %% ../nbs/91_data.ipynb #798d5d52
-import collections, copy, errno, hashlib, importlib, itertools, json, logging, math, os, sys, time, warnings, zipfile, zlib
+import collections
+import copy
+import errno
+import hashlib
+import importlib
+import itertools
+import json
+import logging
+import math
+import os
+import sys
+import time
+import warnings
+import zipfile
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import current_process, get_context
@@ -36,47 +50,60 @@ def english() -> str:
 
 # %% ../nbs/91_data.ipynb #4d18d9ce
 def _system_cache(platform, env, home):
-    if platform == 'win32': return Path(env.get('LOCALAPPDATA') or home/'AppData/Local')
-    if platform == 'darwin': return home/'Library/Caches'
-    return Path(env.get('XDG_CACHE_HOME') or home/'.cache')
+    if platform == 'win32':
+        return Path(env.get('LOCALAPPDATA') or home / 'AppData/Local')
+    if platform == 'darwin':
+        return home / 'Library/Caches'
+    return Path(env.get('XDG_CACHE_HOME') or home / '.cache')
+
 
 def cache_dir() -> Path:
     "The folder for downloads: `MINGPT_NB_CACHE` if set, else mingpt_nb in the system's cache folder. It may not exist yet."
     own = os.environ.get('MINGPT_NB_CACHE')
-    return as_path(own) if own else _system_cache(sys.platform, os.environ, Path.home())/'mingpt_nb'
+    return (
+        as_path(own) if own else _system_cache(sys.platform, os.environ, Path.home()) / 'mingpt_nb'
+    )
 
 # %% ../nbs/91_data.ipynb #7720d63d
 def file_digest(
-    path, # a file
-    kind:str='sha256', # a method that `hashlib` knows
+    path,  # a file
+    kind: str = 'sha256',  # a method that `hashlib` knows
 ) -> str:
     "The digest of the file's bytes, as in 'sha256:ba7816bf...'."
     h = hashlib.new(kind)
     with open(path, 'rb') as f:
-        while piece := f.read(1 << 20): h.update(piece)
+        while piece := f.read(1 << 20):
+            h.update(piece)
     return f'{kind}:{h.hexdigest()}'
 
 # %% ../nbs/91_data.ipynb #59f6d541
 def verify(
-    path, # a file
-    digest:str=None, # what `file_digest` must give
-    size:int=None, # bytes
-    origin:str=None, # how the message calls the file; default: its path, and the advice to delete it
+    path,  # a file
+    digest: str = None,  # what `file_digest` must give
+    size: int = None,  # bytes
+    origin: str = None,  # how the message calls the file; default: its path, and the advice to delete it
 ) -> Path:
     "`path` if the file is as it should be, else `ValueError` with what was expected and what is there."
     path, n = Path(path), Path(path).stat().st_size
     found = file_digest(path, digest.split(':')[0]) if digest else None
-    if found == digest and size in (None, n): return path
-    with open(path, 'rb') as f: head = f.read(40)
-    raise ValueError(f'{origin or f"{path} (delete it to fetch it again)"}: expected {digest}, {size} bytes; '
-                     f'got {found}, {n} bytes, beginning with {head}')
+    if found == digest and size in (None, n):
+        return path
+    with open(path, 'rb') as f:
+        head = f.read(40)
+    raise ValueError(
+        f'{origin or f"{path} (delete it to fetch it again)"}: expected {digest}, {size} bytes; '
+        f'got {found}, {n} bytes, beginning with {head}'
+    )
 
 # %% ../nbs/91_data.ipynb #10f6a5af
 def _full_size(response):
     "Bytes of the whole file according to the headers, or None."
-    if 'Content-Encoding' in response.headers: return None                # compressed on the way: the length is another
-    if response.status_code == 206: n = response.headers.get('Content-Range', '').rpartition('/')[2]
-    else: n = response.headers.get('Content-Length', '')
+    if 'Content-Encoding' in response.headers:
+        return None  # compressed on the way: the length is another
+    if response.status_code == 206:
+        n = response.headers.get('Content-Range', '').rpartition('/')[2]
+    else:
+        n = response.headers.get('Content-Length', '')
     return int(n) if n.isdigit() else None
 
 # %% ../nbs/91_data.ipynb #9bedfb1a
@@ -85,32 +112,46 @@ def _request(url, part, size, resume, timeout, progress):
     start = part.stat().st_size if resume and part.exists() else 0
     headers = {'Accept-Encoding': 'identity'} | ({'Range': f'bytes={start}-'} if start else {})
     with requests.get(url, headers=headers, stream=True, timeout=timeout) as r:
-        if start and r.status_code == 416: return True
+        if start and r.status_code == 416:
+            return True
         r.raise_for_status()
-        if r.status_code != 206: start = 0
+        if r.status_code != 206:
+            start = 0
         full, hidden = _full_size(r), None if progress is None else not progress
-        with open(part, 'ab' if start else 'wb') as f, tqdm(desc=part.stem, total=full, initial=start, unit='B',
-                                                            unit_scale=True, disable=hidden) as bar:
-            for piece in r.iter_content(1 << 13):          # small, since a piece cut short is lost
+        with (
+            open(part, 'ab' if start else 'wb') as f,
+            tqdm(
+                desc=part.stem, total=full, initial=start, unit='B', unit_scale=True, disable=hidden
+            ) as bar,
+        ):
+            for piece in r.iter_content(1 << 13):  # small, since a piece cut short is lost
                 bar.update(f.write(piece))
-                if size is not None and f.tell() > size: return start > 0
-        if full and part.stat().st_size < full: raise requests.ConnectionError(f'the body ended before its {full} bytes')
+                if size is not None and f.tell() > size:
+                    return start > 0
+        if full and part.stat().st_size < full:
+            raise requests.ConnectionError(f'the body ended before its {full} bytes')
     return start > 0
 
 # %% ../nbs/91_data.ipynb #08d69c48
 def _may_pass(e):
     "Could the same request succeed a little later?"
-    if e.response is not None: return e.response.status_code >= 500 or e.response.status_code in (408, 429)
-    if isinstance(e, (requests.Timeout, requests.exceptions.ChunkedEncodingError)): return True
-    return isinstance(e, requests.ConnectionError) and not hasattr(e.args[0], 'reason')     # urllib3 found nobody to talk to
+    if e.response is not None:
+        return e.response.status_code >= 500 or e.response.status_code in (408, 429)
+    if isinstance(e, (requests.Timeout, requests.exceptions.ChunkedEncodingError)):
+        return True
+    return isinstance(e, requests.ConnectionError) and not hasattr(
+        e.args[0], 'reason'
+    )  # urllib3 found nobody to talk to
 
 # %% ../nbs/91_data.ipynb #50a875b8
 def _transfer(url, part, size, resume, timeout, tries, wait, progress):
     "`_request`, up to `tries` times, with pauses of `wait`, 2 `wait`, 4 `wait` ... seconds."
     for i in range(tries):
-        try: return _request(url, part, size, resume, timeout, progress)
+        try:
+            return _request(url, part, size, resume, timeout, progress)
         except requests.RequestException as e:
-            if i == tries - 1 or not _may_pass(e): raise
+            if i == tries - 1 or not _may_pass(e):
+                raise
             pause = wait * 2**i
             logging.getLogger(__name__).warning('%s; trying again in %g s', e, pause)
             time.sleep(pause)
@@ -118,132 +159,186 @@ def _transfer(url, part, size, resume, timeout, tries, wait, progress):
 # %% ../nbs/91_data.ipynb #0d467962
 _locks = importlib.import_module('msvcrt' if os.name == 'nt' else 'fcntl')
 
+
 def _try_lock(f):
     "Lock the open file; False if somebody else has. A file system that cannot lock counts as locked."
-    try: _locks.locking(f.fileno(), _locks.LK_NBLCK, 1) if os.name == 'nt' else _locks.flock(f, _locks.LOCK_EX | _locks.LOCK_NB)
-    except OSError as e: return e.errno not in (errno.EAGAIN, errno.EACCES)
+    try:
+        _locks.locking(f.fileno(), _locks.LK_NBLCK, 1) if os.name == 'nt' else _locks.flock(
+            f, _locks.LOCK_EX | _locks.LOCK_NB
+        )
+    except OSError as e:
+        return e.errno not in (errno.EAGAIN, errno.EACCES)
     return True
+
 
 @contextmanager
 def _lock(path):
     "Hold `path`.lock; wait as long as somebody else does."
     with open(f'{path}.lock', 'a') as f:
-        while not _try_lock(f): time.sleep(0.1)
+        while not _try_lock(f):
+            time.sleep(0.1)
         yield
 
 # %% ../nbs/91_data.ipynb #e37ffa93
 def _once(path, digest, size, make, origin):
     "`path`, made by `make(part)` if it is not there, and checked in any case. `make` returns whether it kept older bytes."
     path = as_path(path)
-    if path.exists(): return verify(path, digest, size)
+    if path.exists():
+        return verify(path, digest, size)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path):
         part = path.with_name(path.name + '.part')
         for second in False, True:
-            if path.exists(): break                                      # somebody made it while we waited
+            if path.exists():
+                break  # somebody made it while we waited
             resumed = False
             try:
                 resumed = make(part)
                 verify(part, digest, size, origin).replace(path)
             except ValueError:
                 part.unlink(missing_ok=True)
-                if second or not resumed: raise
+                if second or not resumed:
+                    raise
     return verify(path, digest, size)
 
 # %% ../nbs/91_data.ipynb #b13ed60a
 class DownloadError(ConnectionError):
     "The file could not be fetched. The message has the address, the place where the file can be put by hand, and the reason."
 
+
 def download(
-    url:str, # http or https
-    path, # the file to make
-    digest:str=None, # e.g. 'sha256:ba78...'; without it a broken download starts over instead of resuming
-    size:int=None, # bytes; more are not read
-    timeout=(10., 30.), # seconds: to connect, and without a byte
-    tries:int=4, # requests at most
-    wait:float=1., # seconds before the second try, doubled for each one after it
-    progress:bool=None, # show a bar? None: on a terminal
+    url: str,  # http or https
+    path,  # the file to make
+    digest: str = None,  # e.g. 'sha256:ba78...'; without it a broken download starts over instead of resuming
+    size: int = None,  # bytes; more are not read
+    timeout=(10.0, 30.0),  # seconds: to connect, and without a byte
+    tries: int = 4,  # requests at most
+    wait: float = 1.0,  # seconds before the second try, doubled for each one after it
+    progress: bool = None,  # show a bar? None: on a terminal
 ) -> Path:
     "`path`, fetched if it is not there, checked in any case. `DownloadError` if it cannot be had, `ValueError` if it is wrong."
+
     def make(part):
-        try: return _transfer(url, part, size, digest is not None, timeout, tries, wait, progress)
+        try:
+            return _transfer(url, part, size, digest is not None, timeout, tries, wait, progress)
         except requests.RequestException as e:
             by_hand = f'To do it by hand, put that file at {path} and try again.'
             raise DownloadError(f'cannot download {url}. {by_hand} The reason: {e}') from e
+
     return _once(path, digest, size, make, url)
 
 # %% ../nbs/91_data.ipynb #73746d99
 class File(NamedTuple):
     "What a file must be."
-    name: str                                            # in the cache folder, or inside a zip
-    size: int                                            # bytes
-    digest: str                                          # as `file_digest` writes it
+
+    name: str  # in the cache folder, or inside a zip
+    size: int  # bytes
+    digest: str  # as `file_digest` writes it
+
 
 def _unzip(archive, part, member):
     "Copy `member`, a `File`, out of the zip to the file `part`, then delete the zip. `ValueError` if that cannot be done."
     try:
         with zipfile.ZipFile(archive) as z, z.open(member.name) as source, open(part, 'wb') as out:
             n = z.getinfo(member.name).file_size
-            if n != member.size: raise ValueError(f'{archive}: {member.name} unpacks to {n} bytes, expected {member.size}')
-            while piece := source.read(1 << 20): out.write(piece)
+            if n != member.size:
+                raise ValueError(
+                    f'{archive}: {member.name} unpacks to {n} bytes, expected {member.size}'
+                )
+            while piece := source.read(1 << 20):
+                out.write(piece)
     except (KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(f'{archive}: cannot read {member.name}: {e}') from e
-    finally: archive.unlink()
+    finally:
+        archive.unlink()
 
 # %% ../nbs/91_data.ipynb #2f559fa7
 class Source(NamedTuple):
     "Where a text comes from: a plain file, or one member of a zip."
-    url: str
-    file: File                                           # what the address gives
-    member: File = None                                  # what to take out of it, if it is a zip
 
-# sizes and MD5 of the members: mattmahoney.net/dc/textdata.html; SHA-256 of the zips: many projects pin the same
+    url: str
+    file: File  # what the address gives
+    member: File = None  # what to take out of it, if it is a zip
+
+
+# sizes and MD5 of the members: mattmahoney.net/dc/textdata.html; SHA-256 of the zips: many projects
+# pin the same
 SOURCES = {
-    'tinyshakespeare': Source('https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt', File(
-        'tinyshakespeare.txt', 1_115_394, 'sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed')),
-    'text8': Source('http://mattmahoney.net/dc/text8.zip', File(
-        'text8.zip', 31_344_016, 'sha256:a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232'),
-        File('text8', 100_000_000, 'md5:3bea1919949baf155f99411df5fada7e')),
-    'enwik8': Source('http://mattmahoney.net/dc/enwik8.zip', File(
-        'enwik8.zip', 36_445_475, 'sha256:547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc'),
-        File('enwik8', 100_000_000, 'md5:a1fa5ffddb56f4953e226637dabbb36a')),
+    'tinyshakespeare': Source(
+        'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt',
+        File(
+            'tinyshakespeare.txt',
+            1_115_394,
+            'sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed',
+        ),
+    ),
+    'text8': Source(
+        'http://mattmahoney.net/dc/text8.zip',
+        File(
+            'text8.zip',
+            31_344_016,
+            'sha256:a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232',
+        ),
+        File('text8', 100_000_000, 'md5:3bea1919949baf155f99411df5fada7e'),
+    ),
+    'enwik8': Source(
+        'http://mattmahoney.net/dc/enwik8.zip',
+        File(
+            'enwik8.zip',
+            36_445_475,
+            'sha256:547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc',
+        ),
+        File('enwik8', 100_000_000, 'md5:a1fa5ffddb56f4953e226637dabbb36a'),
+    ),
 }
 
 # %% ../nbs/91_data.ipynb #b850e862
 def fetch(
-    name:str, # a key of `SOURCES`
-    progress:bool=None, # show a bar? None: on a terminal
+    name: str,  # a key of `SOURCES`
+    progress: bool = None,  # show a bar? None: on a terminal
 ) -> Path:
     "The text's file in `cache_dir()`, downloaded and unpacked if it is not there, checked in any case. Raises like `download`."
-    if name not in SOURCES: raise ValueError(f'no text {name!r}; there are: {", ".join(SOURCES)}')
+    if name not in SOURCES:
+        raise ValueError(f'no text {name!r}; there are: {", ".join(SOURCES)}')
     (url, file, member), folder = SOURCES[name], cache_dir()
-    def get(): return download(url, folder/file.name, file.digest, file.size, progress=progress)
-    if member is None: return get()
-    def make(part): _unzip(get(), part, member)
-    return _once(folder/member.name, member.digest, member.size, make, f'{member.name} of {url}')
+
+    def get():
+        return download(url, folder / file.name, file.digest, file.size, progress=progress)
+
+    if member is None:
+        return get()
+
+    def make(part):
+        _unzip(get(), part, member)
+
+    return _once(folder / member.name, member.digest, member.size, make, f'{member.name} of {url}')
 
 # %% ../nbs/91_data.ipynb #da9a4726
 def split(
-    data, # a sequence: array, memory map, str, bytes
-    parts=(90, 5, 5), # proportions, or sizes
+    data,  # a sequence: array, memory map, str, bytes
+    parts=(90, 5, 5),  # proportions, or sizes
 ) -> list:
     "Slices of `data`, one after the other, in these proportions; together they are all of it."
     ends = [len(data) * sum(parts[:i]) // sum(parts) for i in range(len(parts) + 1)]
     return [data[a:b] for a, b in zip(ends, ends[1:])]
 
+
 def load_split(
-    name:str, # for `fetch`
-    part:str, # 'train', 'valid' or 'test'
-    parts=(90, 5, 5), # proportions of the three
+    name: str,  # for `fetch`
+    part: str,  # 'train', 'valid' or 'test'
+    parts=(90, 5, 5),  # proportions of the three
 ) -> np.memmap:
     "One part of a text as bytes, uint8, memory-mapped: nothing is read before it is used."
-    if part not in ('train', 'valid', 'test'): raise ValueError(f"part must be 'train', 'valid' or 'test', got {part!r}")
-    return split(np.memmap(fetch(name), dtype=np.uint8, mode='r'), parts)[('train', 'valid', 'test').index(part)]
+    if part not in ('train', 'valid', 'test'):
+        raise ValueError(f"part must be 'train', 'valid' or 'test', got {part!r}")
+    return split(np.memmap(fetch(name), dtype=np.uint8, mode='r'), parts)[
+        ('train', 'valid', 'test').index(part)
+    ]
 
 # %% ../nbs/91_data.ipynb #37ec698a
 def read_pieces(
-    path, # a file of UTF-8
-    size:int=1 << 20, # characters
+    path,  # a file of UTF-8
+    size: int = 1 << 20,  # characters
 ):
     """Yield the text in pieces. `ValueError` if it is not UTF-8, with the place of the first wrong byte and what to do.
     A warning where a tenth of it is NUL: such a text was written in another way."""
@@ -259,45 +354,52 @@ def read_pieces(
         except UnicodeDecodeError as e:
             raise ValueError(_not_utf8(path, f.buffer, e)) from e
     if 10 * nuls >= total > 0:
-        warnings.warn(f'{nuls / total:.0%} of the characters in {path} are NUL. '
-                      + _advice(path, begin.encode()), stacklevel=2)
+        warnings.warn(
+            f'{nuls / total:.0%} of the characters in {path} are NUL. '
+            + _advice(path, begin.encode()),
+            stacklevel=2,
+        )
+
 
 def _not_utf8(path, file, error):
     text = f'{path} is not UTF-8: byte 0x{error.object[error.start]:02x}'
-    if not file.seekable():                                       # a pipe
+    if not file.seekable():  # a pipe
         return text
     place = file.tell() - len(error.object) + error.start
     file.seek(0)
     return f'{text} at offset {place:,}. {_advice(path, file.read(1000))}'
 
-def _advice(path, begin): # the first bytes
+
+def _advice(path, begin):  # the first bytes
     if begin.startswith((b'\xff\xfe', b'\xfe\xff')):
         guess = 'utf-16'
     elif 0 in begin:
         guess = 'utf-16le' if 0 in begin[1::2] else 'utf-16be'
     else:
         guess = 'latin1'
-    return ('If you know how it is written, convert it, for instance: '
-            f'iconv -f {guess} -t utf-8 {path} > utf8.txt')
+    return (
+        'If you know how it is written, convert it, for instance: '
+        f'iconv -f {guess} -t utf-8 {path} > utf8.txt'
+    )
 
 # %% ../nbs/91_data.ipynb #21eec494
 def id_dtype(
-    vocab_size:int,
+    vocab_size: int,
 ) -> np.dtype:
     "The smallest unsigned type that holds all ids, little-endian: uint8, uint16 or uint32."
     return np.min_scalar_type(vocab_size - 1).newbyteorder('<')
 
 # %% ../nbs/91_data.ipynb #38679fd3
 def id_array(
-    ids, # a flat list, an array, or a tensor
-    vocab_size:int=None, # ids must be below; None: values are not looked at
-) -> np.ndarray: # 1-D, of integers
+    ids,  # a flat list, an array, or a tensor
+    vocab_size: int = None,  # ids must be below; None: values are not looked at
+) -> np.ndarray:  # 1-D, of integers
     "`ids` as an array. `ValueError` for another shape or kind, or one outside [0, vocab_size)."
     ids = np.asanyarray(ids)
     if ids.ndim != 1:
         raise ValueError(f'ids must be a flat list or array, got one of shape {ids.shape}')
     if not len(ids):
-        return ids.astype(np.uint8)                              # of an empty list it makes floats
+        return ids.astype(np.uint8)  # of an empty list it makes floats
     if ids.dtype.kind not in 'iu':
         raise ValueError(f'ids must be integers, got {ids.dtype}')
     if vocab_size is not None and not 0 <= ids.min() <= ids.max() < vocab_size:
@@ -307,59 +409,84 @@ def id_array(
 
 # %% ../nbs/91_data.ipynb #87897ce9
 def fingerprint(
-    tokenizer, # an `Encoder` or a `CharTokenizer`
+    tokenizer,  # an `Encoder` or a `CharTokenizer`
 ) -> str:
     "A digest of all that decides which ids a text gets: the tokens, their ids, and the order of the merges."
-    tables = [tokenizer.stoi] if hasattr(tokenizer, 'stoi') else [tokenizer.encoder, list(tokenizer.bpe_ranks)]
-    if words := getattr(tokenizer, 'words', None): tables.append(sorted(words))   # added, and found in any text
+    tables = (
+        [tokenizer.stoi]
+        if hasattr(tokenizer, 'stoi')
+        else [tokenizer.encoder, list(tokenizer.bpe_ranks)]
+    )
+    if words := getattr(tokenizer, 'words', None):
+        tables.append(sorted(words))  # added, and found in any text
     return 'sha256:' + hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
 # %% ../nbs/91_data.ipynb #f55648cb
 def tokenizer_print(
-    data, # a data set
-): # -> str, or None
+    data,  # a data set
+):  # -> str, or None
     "The `fingerprint` of the tokenizer that a data set's ids are of, if it has one that we know."
     for tokenizer in getattr(data, 'tokenizer', None), data:
         if hasattr(tokenizer, 'stoi') or hasattr(tokenizer, 'bpe_ranks'):
             try:
                 return fingerprint(tokenizer)
-            except (TypeError, ValueError):                       # of somebody else, and other inside
+            except (TypeError, ValueError):  # of somebody else, and other inside
                 return None
     return getattr(getattr(data, 'ids', None), 'fingerprint', None)
 
 # %% ../nbs/91_data.ipynb #8c18a081
-FORMAT, HEADER = 'mingpt_nb tokens, version 1', 512                     # bytes before the first id
+FORMAT, HEADER = 'mingpt_nb tokens, version 1', 512  # bytes before the first id
+
 
 def read_header(path) -> dict:
     "What the first line of a token file says. `ValueError` if it is no token file, or not all of it is there."
     path = as_path(path)
-    with open(path, 'rb') as f: line = f.read(HEADER)
-    try: head = json.loads(line)
-    except ValueError: head = None
+    with open(path, 'rb') as f:
+        line = f.read(HEADER)
+    try:
+        head = json.loads(line)
+    except ValueError:
+        head = None
     if not isinstance(head, dict) or head.get('format') != FORMAT:
         raise ValueError(f'{path} is not a token file of mingpt_nb; it begins with {line[:40]}')
     size, found = HEADER + head['count'] * np.dtype(head['dtype']).itemsize, os.path.getsize(path)
-    if found != size: raise ValueError(f'{path} should have {size:,} bytes for {head["count"]:,} ids and has {found:,}; write it again')
+    if found != size:
+        raise ValueError(
+            f'{path} should have {size:,} bytes for {head["count"]:,} ids and has {found:,}; write it again'
+        )
     return head
 
 # %% ../nbs/91_data.ipynb #a4363311
 class TokenFile:
     "The ids of a token file, 1-D, read where they are indexed. `ValueError` for a damaged file, or one of another tokenizer."
-    def __init__(self, path, tokenizer=None): # tokenizer: the one that the ids must be of; None: any
+
+    def __init__(
+        self, path, tokenizer=None
+    ):  # tokenizer: the one that the ids must be of; None: any
         path = as_path(path)
         self.stamp = _stamp(os.stat(path))
         head = read_header(path)
         if tokenizer and fingerprint(tokenizer) != head['tokenizer']:
-            raise ValueError(f'{path} was written with another tokenizer, one of {head["vocab_size"]:,} ids, {head["tokenizer"]}; '
-                             f'this one has {tokenizer.vocab_size:,}, {fingerprint(tokenizer)}')
-        self.path, self.dtype, self.vocab_size, self.tokenizer = path, np.dtype(head['dtype']), head['vocab_size'], tokenizer
+            raise ValueError(
+                f'{path} was written with another tokenizer, one of {head["vocab_size"]:,} ids, {head["tokenizer"]}; '
+                f'this one has {tokenizer.vocab_size:,}, {fingerprint(tokenizer)}'
+            )
+        self.path, self.dtype, self.vocab_size, self.tokenizer = (
+            path,
+            np.dtype(head['dtype']),
+            head['vocab_size'],
+            tokenizer,
+        )
         self.start, self.stop, self.fingerprint = 0, head['count'], head['tokenizer']
 
-    def __len__(self): return self.stop - self.start
+    def __len__(self):
+        return self.stop - self.start
 
-    def __array__(self, dtype=None, copy=None): return np.array(self._map(), dtype)         # all in memory
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self._map(), dtype)  # all in memory
 
-    def tolist(self): return self._map().tolist()
+    def tolist(self):
+        return self._map().tolist()
 
     def _map(self):
         with open(self.path, 'rb') as f:
@@ -368,19 +495,22 @@ class TokenFile:
             start = HEADER + self.start * self.dtype.itemsize
             return np.memmap(f, self.dtype, 'r', start, (len(self),))
 
-    def __getitem__(self, places): # a slice without a step, or what an array takes
-        if not isinstance(places, slice) or places.step: return self._map()[places]
+    def __getitem__(self, places):  # a slice without a step, or what an array takes
+        if not isinstance(places, slice) or places.step:
+            return self._map()[places]
         part, (start, stop, _) = copy.copy(self), places.indices(len(self))
         part.start, part.stop = self.start + start, self.start + max(start, stop)
         return part
 
-def _stamp(stat): return stat.st_size, stat.st_mtime_ns
+
+def _stamp(stat):
+    return stat.st_size, stat.st_mtime_ns
 
 # %% ../nbs/91_data.ipynb #f7e07956
 def write_ids(
-    path, # the file to make, or to replace; its folder too, if it is not there
-    pieces, # iterable of 1-D arrays of ids
-    tokenizer, # what they were made with
+    path,  # the file to make, or to replace; its folder too, if it is not there
+    pieces,  # iterable of 1-D arrays of ids
+    tokenizer,  # what they were made with
 ) -> TokenFile:
     "Write ids to a token file, in memory for one piece, all of it or nothing."
     path, dtype, count = as_path(path), id_dtype(tokenizer.vocab_size), 0
@@ -392,11 +522,20 @@ def write_ids(
             for ids in pieces:
                 ids = id_array(ids, tokenizer.vocab_size)
                 count += f.write(np.asarray(ids, dtype)) // dtype.itemsize
-            head = dict(format=FORMAT, dtype=dtype.str, count=count, vocab_size=tokenizer.vocab_size, tokenizer=fingerprint(tokenizer))
-            f.seek(0); f.write(json.dumps(head).encode().ljust(HEADER - 1) + b'\n')
-            f.flush(); os.fsync(f.fileno())                              # on the disk before it has its name
+            head = dict(
+                format=FORMAT,
+                dtype=dtype.str,
+                count=count,
+                vocab_size=tokenizer.vocab_size,
+                tokenizer=fingerprint(tokenizer),
+            )
+            f.seek(0)
+            f.write(json.dumps(head).encode().ljust(HEADER - 1) + b'\n')
+            f.flush()
+            os.fsync(f.fileno())  # on the disk before it has its name
         part.replace(path)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
     return TokenFile(path, tokenizer)
 
 # %% ../nbs/91_data.ipynb #597deca3
@@ -409,115 +548,150 @@ def _cut(texts, size=1 << 18):
             yield from filter(None, whole)
         yield from (rest, None)
 
+
 def _jobs(pieces, size=1 << 18):
     "The pieces in lists that have about `size` characters each."
     job, n = [], 0
     for piece in pieces:
         job.append(piece)
-        n += len(piece or '') + 1                                        # many short texts are work too
-        if n >= size: yield job; job, n = [], 0
-    if job: yield job
+        n += len(piece or '') + 1  # many short texts are work too
+        if n >= size:
+            yield job
+            job, n = [], 0
+    if job:
+        yield job
 
 # %% ../nbs/91_data.ipynb #61f1d3f8
 def _encode(job, tokenizer, end):
     "The ids of the pieces, in the smallest type; `end` for each None."
     parts = [end if piece is None else tokenizer.encode(piece) for piece in job]
-    return np.array(list(itertools.chain.from_iterable(parts)), dtype=id_dtype(tokenizer.vocab_size))
+    return np.array(
+        list(itertools.chain.from_iterable(parts)), dtype=id_dtype(tokenizer.vocab_size)
+    )
 
-def _start(*settings): _work.settings = settings                        # in a new process
 
-def _work(job): return _encode(job, *_work.settings)
+def _start(*settings):
+    _work.settings = settings  # in a new process
+
+
+def _work(job):
+    return _encode(job, *_work.settings)
+
 
 def _in_order(jobs, settings, processes):
     "The ids of each job, at most two jobs per process ahead of the one that is asked for."
     from mingpt_nb import data
-    starting = getattr(current_process(), '_inheriting', False)          # a new process still reads the script that it belongs to
-    if starting: raise RuntimeError("a script that writes tokens with several processes needs `if __name__ == '__main__':`")
+
+    starting = getattr(
+        current_process(), '_inheriting', False
+    )  # a new process still reads the script that it belongs to
+    if starting:
+        raise RuntimeError(
+            "a script that writes tokens with several processes needs `if __name__ == '__main__':`"
+        )
     with ProcessPoolExecutor(processes, get_context('spawn'), data._start, settings) as pool:
         waiting = collections.deque()
         for job in jobs:
             waiting.append(pool.submit(data._work, job))
-            if len(waiting) > 2 * processes: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
+            if len(waiting) > 2 * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 # %% ../nbs/91_data.ipynb #3fa0b5ac
 def write_tokens(
-    path, # the token file to make
-    texts, # a file of UTF-8; or an iterable of texts: a str is a text, a Path a file of one
-    tokenizer, # an `Encoder` or a `CharTokenizer`
-    end:str=None, # special token to put after each text, e.g. '<|endoftext|>'; None: texts follow each other without a mark
-    processes:int=1, # more start new ones: a script that asks for them needs `if __name__ == '__main__':`
+    path,  # the token file to make
+    texts,  # a file of UTF-8; or an iterable of texts: a str is a text, a Path a file of one
+    tokenizer,  # an `Encoder` or a `CharTokenizer`
+    end: str = None,  # special token to put after each text, e.g. '<|endoftext|>'; None: texts follow each other without a mark
+    processes: int = 1,  # more start new ones: a script that asks for them needs `if __name__ == '__main__':`
 ) -> TokenFile:
     "Encode texts into a token file, in order. Memory does not depend on their length, only on that of the longest single word."
     mark = list(pick_special(getattr(tokenizer, 'special_tokens', {}), end or ()).values())
     jobs, settings = _jobs(_cut(texts)), (tokenizer, mark)
-    if processes > 1: return write_ids(path, _in_order(jobs, settings, processes), tokenizer)
+    if processes > 1:
+        return write_ids(path, _in_order(jobs, settings, processes), tokenizer)
     return write_ids(path, (_encode(job, *settings) for job in jobs), tokenizer)
 
 # %% ../nbs/91_data.ipynb #37594d28
 class TokenDataset:
     "All windows of a sequence of ids: item i is (x, y), LongTensors (block_size,), of the ids from place i, and from i + 1."
-    def __init__(self, ids, block_size:int, tokenizer=None): # ids: a token file, by path or open, or an array with its tokenizer
-        if block_size < 1: raise ValueError(f'block_size must be 1 or more, got {block_size}')
-        if isinstance(ids, (str, Path)): ids = TokenFile(ids, tokenizer)
+
+    def __init__(
+        self, ids, block_size: int, tokenizer=None
+    ):  # ids: a token file, by path or open, or an array with its tokenizer
+        if block_size < 1:
+            raise ValueError(f'block_size must be 1 or more, got {block_size}')
+        if isinstance(ids, (str, Path)):
+            ids = TokenFile(ids, tokenizer)
         self.block_size, self.tokenizer = block_size, tokenizer or getattr(ids, 'tokenizer', None)
         self.vocab_size = getattr(self.tokenizer or ids, 'vocab_size', None)
-        if not self.vocab_size: raise ValueError('an array of ids needs the tokenizer that they were made with')
-        on_disk = isinstance(ids, (TokenFile, np.memmap))      # there it takes long to look at all
+        if not self.vocab_size:
+            raise ValueError('an array of ids needs the tokenizer that they were made with')
+        on_disk = isinstance(ids, (TokenFile, np.memmap))  # there it takes long to look at all
         self.ids = ids if on_disk else id_array(ids, self.vocab_size)
-        if len(self) < 1: raise ValueError(f'a text of length {len(ids):,} is too short for block_size={block_size}: '
-                                           f'an item takes {block_size + 1} tokens')
+        if len(self) < 1:
+            raise ValueError(
+                f'a text of length {len(ids):,} is too short for block_size={block_size}: '
+                f'an item takes {block_size + 1} tokens'
+            )
 
-    def get_vocab_size(self): return self.vocab_size
+    def get_vocab_size(self):
+        return self.vocab_size
 
-    def get_block_size(self): return self.block_size
+    def get_block_size(self):
+        return self.block_size
 
-    def __len__(self): return len(self.ids) - self.block_size
+    def __len__(self):
+        return len(self.ids) - self.block_size
 
     def __getitem__(self, i):
-        x, y = self.__getitems__([range(len(self))[i]])            # the range refuses what is out of it
+        x, y = self.__getitems__([range(len(self))[i]])  # the range refuses what is out of it
         return x[0], y[0]
 
     def __getitems__(self, starts):
         "The batch (x, y) of windows that begin at `starts`: LongTensors (B, block_size)."
         import torch
-        places = np.asarray(starts)[:, None] + np.arange(self.block_size + 1)          # (B, 1) + (T + 1,)
-        block = torch.from_numpy(self.ids[places].astype(np.int64))                    # (B, T + 1)
+
+        places = np.asarray(starts)[:, None] + np.arange(self.block_size + 1)  # (B, 1) + (T + 1,)
+        block = torch.from_numpy(self.ids[places].astype(np.int64))  # (B, T + 1)
         return block[:, :-1], block[:, 1:]
 
 # %% ../nbs/91_data.ipynb #e1d11952
 def bits_per_character(
-    loss:float, # mean cross-entropy, nats per character
+    loss: float,  # mean cross-entropy, nats per character
 ) -> float:
     "The same in bits: `loss` / ln 2."
     return loss / math.log(2)
 
 # %% ../nbs/91_data.ipynb #c525345d
 def windows(
-    n:int, # length of the text, at least 2
-    block_size:int, # inputs in a window
-    stride:int, # between windows, 1 to block_size
+    n: int,  # length of the text, at least 2
+    block_size: int,  # inputs in a window
+    stride: int,  # between windows, 1 to block_size
 ) -> tuple:
     "Int arrays `starts`, `first`: of the window at `starts[i]`, predictions from number `first[i]` on count, each of n - 1 once."
     if n < 2 or not 1 <= stride <= block_size:
-        raise ValueError(f'need n >= 2 and 1 <= stride <= block_size, got {n=} {stride=} {block_size=}')
+        raise ValueError(
+            f'need n >= 2 and 1 <= stride <= block_size, got {n=} {stride=} {block_size=}'
+        )
     last = max(n - 1 - block_size, 0)
     starts = np.append(np.arange(0, last, stride), last)
     return starts, np.append(0, block_size - np.diff(starts))
 
 # %% ../nbs/91_data.ipynb #30b3b890
 def evaluate(
-    nats, # function: x, y (b, T) int64 arrays -> -ln p of each y given the x up to there, (b, T)
-    data, # (n,) integers, e.g. from `load_split`
-    block_size:int, # what the model can see
-    stride:int=None, # between windows; default: half a block
-    batch_size:int=32, # windows at a time
+    nats,  # function: x, y (b, T) int64 arrays -> -ln p of each y given the x up to there, (b, T)
+    data,  # (n,) integers, e.g. from `load_split`
+    block_size: int,  # what the model can see
+    stride: int = None,  # between windows; default: half a block
+    batch_size: int = 32,  # windows at a time
 ) -> float:
     "Bits per character of all of `data` but its first, each seeing at least `block_size` - `stride` before it, where there are."
     starts, first = windows(len(data), block_size, stride or max(block_size // 2, 1))
-    total, t = 0., np.arange(min(block_size, len(data) - 1))                          # (T,)
+    total, t = 0.0, np.arange(min(block_size, len(data) - 1))  # (T,)
     for i in range(0, len(starts), batch_size):
-        rows = starts[i:i + batch_size, None] + t                                     # (b, T)
+        rows = starts[i : i + batch_size, None] + t  # (b, T)
         cost = np.asarray(nats(data[rows].astype(np.int64), data[rows + 1].astype(np.int64)))
-        total += cost[t >= first[i:i + batch_size, None]].sum(dtype=np.float64)
+        total += cost[t >= first[i : i + batch_size, None]].sum(dtype=np.float64)
     return bits_per_character(total / (len(data) - 1))

@@ -10,13 +10,16 @@ __all__ = ['LIKE_GPT2', 'LIKE_GPT2_CONFIG', 'FLAGS', 'TOKENIZER_FILES', 'MODEL_F
            'read_tokenizer_json', 'added_tokens', 'misfits', 'disk_error', 'writing', 'write_model']
 
 # %% ../nbs/97_files.ipynb #de6888b8
-import json, os, re, shutil
+import json
+import os
+import re
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/97_files.ipynb #5b0c7a11
 def expand(
-    path, # str or Path
+    path,  # str or Path
 ) -> str:
     "`path` with the home folder for `~` in front. `ValueError` if it is empty, or no path at all."
     if not isinstance(path, (str, os.PathLike)):
@@ -25,13 +28,14 @@ def expand(
         raise ValueError('the path of a file or a folder is empty: is a variable not set?')
     return os.path.expanduser(path)
 
+
 def as_path(path) -> Path:
     "What `expand` gives, as a `Path`."
     return Path(expand(path))
 
 # %% ../nbs/97_files.ipynb #99dcb1c9
 def read_text(
-    path, # a small text file
+    path,  # a small text file
 ) -> str:
     "The text in UTF-8, without a byte order mark. `ValueError` names file and byte if it is none."
     raw = as_path(path).read_bytes()
@@ -41,9 +45,10 @@ def read_text(
         where = f'byte 0x{e.object[e.start]:02x} at offset {len(raw) - len(e.object) + e.start}'
         raise ValueError(f'{path} is not UTF-8: {where}') from None
 
+
 def read_json(
-    path, # a file of JSON
-    kind=dict, # what it should hold; `object`: anything
+    path,  # a file of JSON
+    kind=dict,  # what it should hold; `object`: anything
 ):
     "What the file holds. `ValueError` names the file, and what is wrong with it."
     text = read_text(path)
@@ -59,7 +64,7 @@ def read_json(
 # %% ../nbs/97_files.ipynb #64f6fc61
 @contextmanager
 def about(
-    path, # the file that the block is about
+    path,  # the file that the block is about
 ):
     "A `ValueError` in the block gets the name of the file in front of its message."
     try:
@@ -69,39 +74,49 @@ def about(
 
 # %% ../nbs/97_files.ipynb #bad83162
 def read_vocab(
-    path, # vocab.json or encoder.json
-) -> dict: # token -> id
+    path,  # vocab.json or encoder.json
+) -> dict:  # token -> id
     "The tokens and their ids. `ValueError` names the file, and a token whose id is none."
     return check_vocab(read_json(path), path)
 
+
 def check_vocab(
-    table:dict, # what a file says
-    path, # of the file, for the message
+    table: dict,  # what a file says
+    path,  # of the file, for the message
 ) -> dict:
     "`table`, if it gives an id to each token, and to at least one."
     if not table:
         raise ValueError(f'{path} holds no tokens')
     for token, i in table.items():
         if type(i) is not int or i < 0:
-            raise ValueError(f'{path}: the id of {token!r} should be an integer of 0 or more, '
-                             f'not {i!r}')
+            raise ValueError(
+                f'{path}: the id of {token!r} should be an integer of 0 or more, not {i!r}'
+            )
     return table
 
 # %% ../nbs/97_files.ipynb #0be90d1f
 #: fields of a tokenizer.json, and the value with which the ids are GPT-2's
-LIKE_GPT2 = {'normalizer': None, 'pre_tokenizer.type': 'ByteLevel',
-             'pre_tokenizer.add_prefix_space': False, 'pre_tokenizer.use_regex': True,
-             'model.type': 'BPE', 'model.dropout': None, 'model.continuing_subword_prefix': '',
-             'model.end_of_word_suffix': '', 'model.byte_fallback': False,
-             'model.ignore_merges': False}
+LIKE_GPT2 = {
+    'normalizer': None,
+    'pre_tokenizer.type': 'ByteLevel',
+    'pre_tokenizer.add_prefix_space': False,
+    'pre_tokenizer.use_regex': True,
+    'model.type': 'BPE',
+    'model.dropout': None,
+    'model.continuing_subword_prefix': '',
+    'model.end_of_word_suffix': '',
+    'model.byte_fallback': False,
+    'model.ignore_merges': False,
+}
 
 #: the same for a tokenizer_config.json
 LIKE_GPT2_CONFIG = {'add_prefix_space': False, 'add_bos_token': False, 'add_eos_token': False}
 
+
 def check_fields(
-    found:dict, # what a file says
-    path, # of the file, for the message
-    fields:dict, # dotted names, and the one value that each may have
+    found: dict,  # what a file says
+    path,  # of the file, for the message
+    fields: dict,  # dotted names, and the one value that each may have
 ):
     "`ValueError` names the first field with another value. Nothing, 0, '' and None are one."
     for name, only in fields.items():
@@ -109,21 +124,30 @@ def check_fields(
         for part in name.split('.'):
             value = value.get(part, only) if isinstance(value, dict) else value
         if value != only and (value or only):
-            raise ValueError(f'{path}: {name}={_short(value)}: only {only!r} is supported; '
-                             'with it, a text would have other ids')
+            raise ValueError(
+                f'{path}: {name}={_short(value)}: only {only!r} is supported; '
+                'with it, a text would have other ids'
+            )
 
-def _short(value): # a dictionary by its type
+
+def _short(value):  # a dictionary by its type
     return repr(value.get('type', value) if isinstance(value, dict) else value)[:80]
 
-def _alone(part, inside): # a sequence of one is that one
-    while isinstance(part, dict) and part.get('type') == 'Sequence' and isinstance(part.get(inside), list) and len(part[inside]) < 2:
+
+def _alone(part, inside):  # a sequence of one is that one
+    while (
+        isinstance(part, dict)
+        and part.get('type') == 'Sequence'
+        and isinstance(part.get(inside), list)
+        and len(part[inside]) < 2
+    ):
         part = part[inside][0] if part[inside] else None
     return part
 
 # %% ../nbs/97_files.ipynb #08c9cd00
 def added_around(
-    post, # the post_processor of a tokenizer.json, or a part of it
-) -> list: # of names
+    post,  # the post_processor of a tokenizer.json, or a part of it
+) -> list:  # of names
     "What it adds to every text: tokens, or the kind of a processor that is not known here."
     if not post:
         return []
@@ -133,89 +157,137 @@ def added_around(
     if kind == 'Sequence':
         return [name for part in post.get('processors') or [] for name in added_around(part)]
     if kind == 'TemplateProcessing':
-        return [str(part['SpecialToken']) for part in post.get('single') or [] if 'SpecialToken' in part]
+        return [
+            str(part['SpecialToken']) for part in post.get('single') or [] if 'SpecialToken' in part
+        ]
     return [str(kind)]
+
 
 FLAGS = 'lstrip', 'rstrip', 'single_word'
 
+
 def check_added(
-    token, # a dict with content and flags, from a file
-    path, # of the file, for the message
-) -> str: # the content
+    token,  # a dict with content and flags, from a file
+    path,  # of the file, for the message
+) -> str:  # the content
     "`ValueError` for a flag that changes where the token is found, or for what is no such dict."
     if not isinstance(token, dict) or not isinstance(token.get('content'), str):
-        raise ValueError(f"{path}: an added token should be a dict with 'content', not {repr(token)[:80]}")
+        raise ValueError(
+            f"{path}: an added token should be a dict with 'content', not {repr(token)[:80]}"
+        )
     for flag in FLAGS:
         if token.get(flag):
-            raise ValueError(f"{path}: {flag}={token[flag]!r} of token {token['content']!r} is not supported; "
-                             'with it, a text would have other ids')
+            raise ValueError(
+                f"{path}: {flag}={token[flag]!r} of token {token['content']!r} is not supported; "
+                'with it, a text would have other ids'
+            )
     return token['content']
 
 # %% ../nbs/97_files.ipynb #87ea8f04
 def read_tokenizer_json(
-    path, # tokenizer.json
-) -> tuple: # (token -> id, pairs or None for characters, added tokens as dicts)
+    path,  # tokenizer.json
+) -> tuple:  # (token -> id, pairs or None for characters, added tokens as dicts)
     "What the file says. `ValueError` names the field that means other ids than GPT-2's way of making them."
     found = read_json(path)
-    found |= {'normalizer': _alone(found.get('normalizer'), 'normalizers'), 'pre_tokenizer': _alone(found.get('pre_tokenizer'), 'pretokenizers')}
+    found |= {
+        'normalizer': _alone(found.get('normalizer'), 'normalizers'),
+        'pre_tokenizer': _alone(found.get('pre_tokenizer'), 'pretokenizers'),
+    }
     model, added = found.get('model'), found.get('added_tokens') or []
-    if not isinstance(model, dict) or not isinstance(model.get('vocab'), dict) or not isinstance(model.get('merges'), list):
-        raise ValueError(f"{path} is not a byte-level BPE: it has no model with 'vocab' and 'merges'")
+    if (
+        not isinstance(model, dict)
+        or not isinstance(model.get('vocab'), dict)
+        or not isinstance(model.get('merges'), list)
+    ):
+        raise ValueError(
+            f"{path} is not a byte-level BPE: it has no model with 'vocab' and 'merges'"
+        )
     chars = not model['merges'] and not found['pre_tokenizer']
-    fields = {name: only for name, only in LIKE_GPT2.items() if not (chars and name.startswith('pre_'))}
+    fields = {
+        name: only for name, only in LIKE_GPT2.items() if not (chars and name.startswith('pre_'))
+    }
     check_fields(found, path, fields)
     if names := added_around(found.get('post_processor')):
-        raise ValueError(f'{path}: the post_processor adds {names[0]} to every text, which is not supported')
+        raise ValueError(
+            f'{path}: the post_processor adds {names[0]} to every text, which is not supported'
+        )
     if not isinstance(added, list):
         raise ValueError(f'{path}: added_tokens should be a list')
     pairs = [m.split(' ') if isinstance(m, str) else m for m in model['merges']]
     for n, pair in enumerate(pairs):
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(part, str) for part in pair)
+        ):
             raise ValueError(f'{path}: merge {n} should be a pair of tokens, not {pair!r}')
     return check_vocab(model['vocab'], path), None if chars else pairs, added
 
+
 def added_tokens(
-    folder, # with added_tokens.json, tokenizer_config.json, special_tokens_map.json, or none of them
-    listed=(), # those of the folder's tokenizer.json
-) -> dict: # content -> (id, is it special?)
+    folder,  # with added_tokens.json, tokenizer_config.json, special_tokens_map.json, or none of them
+    listed=(),  # those of the folder's tokenizer.json
+) -> dict:  # content -> (id, is it special?)
     "The tokens that a folder adds to its vocabulary. `ValueError` for settings that mean other ids."
     folder, added, special = Path(folder), {}, set()
-    read = lambda name: read_json(folder/name) if (folder/name).is_file() else {}
-    config, tokens = read('tokenizer_config.json'), [(folder/'tokenizer.json', t) for t in listed]
-    check_fields(config, folder/'tokenizer_config.json', LIKE_GPT2_CONFIG)
-    tokens += [(folder/'added_tokens.json', {'content': c, 'id': i}) for c, i in read('added_tokens.json').items()]
-    tokens += [(folder/'tokenizer_config.json', t) for t in _decoder(config, folder/'tokenizer_config.json')]
+    read = lambda name: read_json(folder / name) if (folder / name).is_file() else {}
+    config, tokens = read('tokenizer_config.json'), [(folder / 'tokenizer.json', t) for t in listed]
+    check_fields(config, folder / 'tokenizer_config.json', LIKE_GPT2_CONFIG)
+    tokens += [
+        (folder / 'added_tokens.json', {'content': c, 'id': i})
+        for c, i in read('added_tokens.json').items()
+    ]
+    tokens += [
+        (folder / 'tokenizer_config.json', t)
+        for t in _decoder(config, folder / 'tokenizer_config.json')
+    ]
     for name in 'tokenizer_config.json', 'special_tokens_map.json':
         for token in _named(config if name == 'tokenizer_config.json' else read(name)):
-            special.add(check_added(token, folder/name) if isinstance(token, dict) else token)
-    tokens = [(path, token) for path, token in tokens if check_added(token, path)]         # '' is none
+            special.add(check_added(token, folder / name) if isinstance(token, dict) else token)
+    tokens = [(path, token) for path, token in tokens if check_added(token, path)]  # '' is none
     for path, token in tokens:
         content, i = token['content'], token.get('id')
         if type(i) is not int or i < 0 or added.get(content, (i,))[0] != i:
-            raise ValueError(f'{path}: id {i!r} of token {content!r} is none, or another one than before')
+            raise ValueError(
+                f'{path}: id {i!r} of token {content!r} is none, or another one than before'
+            )
         added[content] = i, bool(token.get('special') or content in special)
     _check_overlaps(tokens)
     return added
 
-def _decoder(config, path): # {'7': {'content': ...}} -> [{'id': 7, 'content': ...}]
+
+def _decoder(config, path):  # {'7': {'content': ...}} -> [{'id': 7, 'content': ...}]
     decoder = config.get('added_tokens_decoder') or {}
-    if not isinstance(decoder, dict) or not all(i.isdecimal() and isinstance(t, dict) for i, t in decoder.items()):
+    if not isinstance(decoder, dict) or not all(
+        i.isdecimal() and isinstance(t, dict) for i, t in decoder.items()
+    ):
         raise ValueError(f'{path}: added_tokens_decoder should be a dict of ids and dicts')
     return [t | {'id': int(i)} for i, t in decoder.items()]
 
-def _named(config): # of bos_token, additional_special_tokens and the like, each a text or a dict
+
+def _named(config):  # of bos_token, additional_special_tokens and the like, each a text or a dict
     for name, value in config.items():
         if name.endswith('_token') or name.endswith('special_tokens'):
-            values = value.values() if name.endswith('s') and isinstance(value, dict) else value if isinstance(value, list) else [value]
+            values = (
+                value.values()
+                if name.endswith('s') and isinstance(value, dict)
+                else value
+                if isinstance(value, list)
+                else [value]
+            )
             yield from (v for v in values if isinstance(v, (str, dict)))
 
-def _check_overlaps(tokens): # where two compete for a place, those with normalized=False win
+
+def _check_overlaps(tokens):  # where two compete for a place, those with normalized=False win
     late = lambda t: bool(t.get('normalized', not t.get('special')))
     for path, a in tokens:
         for _, b in tokens:
             if late(a) < late(b) and _overlap(a['content'], b['content']):
-                raise ValueError(f"{path}: the tokens {a['content']!r} and {b['content']!r} overlap, and only one "
-                                 'has normalized=True: not supported')
+                raise ValueError(
+                    f"{path}: the tokens {a['content']!r} and {b['content']!r} overlap, and only one "
+                    'has normalized=True: not supported'
+                )
+
 
 def _overlap(a, b):
     ends = any(a[:n] == b[-n:] or b[:n] == a[-n:] for n in range(1, min(len(a), len(b))))
@@ -223,43 +295,64 @@ def _overlap(a, b):
 
 # %% ../nbs/97_files.ipynb #06ad4687
 def misfits(
-    want:dict, # name -> shape, or anything else that describes a weight; what the model has
-    got:dict, # the same of the file
-) -> str: # '' if they agree
+    want: dict,  # name -> shape, or anything else that describes a weight; what the model has
+    got: dict,  # the same of the file
+) -> str:  # '' if they agree
     "What is missing, unexpected or of another shape, up to thirty names of each."
-    wrong = {'missing': [n for n in want if n not in got],
-             'unexpected': [n for n in got if n not in want],
-             'of another shape': [f'{n} is {got[n]}, not {want[n]}' for n in want
-                                  if n in got and got[n] != want[n]]}
+    wrong = {
+        'missing': [n for n in want if n not in got],
+        'unexpected': [n for n in got if n not in want],
+        'of another shape': [
+            f'{n} is {got[n]}, not {want[n]}' for n in want if n in got and got[n] != want[n]
+        ],
+    }
     more = lambda names: f' and {len(names) - 30} more' if len(names) > 30 else ''
-    return '; '.join(f'{what}: {", ".join(names[:30])}{more(names)}'
-                     for what, names in wrong.items() if names)
+    return '; '.join(
+        f'{what}: {", ".join(names[:30])}{more(names)}' for what, names in wrong.items() if names
+    )
 
 # %% ../nbs/97_files.ipynb #463336ea
 #: files of a tokenizer
-TOKENIZER_FILES = ['vocab.json', 'merges.txt', 'encoder.json', 'vocab.bpe', 'tokenizer.json',
-                   'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json']
+TOKENIZER_FILES = [
+    'vocab.json',
+    'merges.txt',
+    'encoder.json',
+    'vocab.bpe',
+    'tokenizer.json',
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'added_tokens.json',
+]
 
 #: patterns of the files of a model
-MODEL_FILES = ['config.json', 'generation_config.json', *TOKENIZER_FILES,
-               'model.safetensors', 'model-*-of-*.safetensors', 'model.safetensors.index.json',
-               'pytorch_model.bin', 'pytorch_model-*-of-*.bin', 'pytorch_model.bin.index.json']
+MODEL_FILES = [
+    'config.json',
+    'generation_config.json',
+    *TOKENIZER_FILES,
+    'model.safetensors',
+    'model-*-of-*.safetensors',
+    'model.safetensors.index.json',
+    'pytorch_model.bin',
+    'pytorch_model-*-of-*.bin',
+    'pytorch_model.bin.index.json',
+]
 
 # %% ../nbs/97_files.ipynb #b6a14576
-def disk_error(error): # -> str or None
+def disk_error(error):  # -> str or None
     "Why something could not be written, if `error` is about the disk."
     if isinstance(error, OSError):
         return getattr(error, 'why', None) or error.strerror or str(error)
     if found := re.search(r'I/O error: (.+) \(os error \d+\)', str(error)):
-        return found[1]                                           # from safetensors
-    if isinstance(error, RuntimeError) and error.__context__:     # from torch, which was told before
+        return found[1]  # from safetensors
+    if isinstance(error, RuntimeError) and error.__context__:  # from torch, which was told before
         return disk_error(error.__context__)
+
 
 @contextmanager
 def writing(
-    folder, # where it goes
-    what:str='', # for the message, as in 'a model'
-    size:int=None, # about so many bytes
+    folder,  # where it goes
+    what: str = '',  # for the message, as in 'a model'
+    size: int = None,  # about so many bytes
 ):
     "`OSError` of one line if the disk cannot take what the block writes: why, how much, and the room."
     folder = as_path(folder)
@@ -272,26 +365,30 @@ def writing(
         kind = type(e) if isinstance(e, OSError) else OSError
         what += ' ' * bool(what) + (f'of {size:,} bytes ' if size else '')
         there = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
-        told = kind(f'cannot write {what}into {folder}: {why}; '
-                    f'{shutil.disk_usage(there).free:,} bytes are free there')
-        told.why = why                                            # for a `writing` around this one
+        told = kind(
+            f'cannot write {what}into {folder}: {why}; '
+            f'{shutil.disk_usage(there).free:,} bytes are free there'
+        )
+        told.why = why  # for a `writing` around this one
         raise told from e
 
 # %% ../nbs/97_files.ipynb #b0f1889a
 def write_model(
-    folder, # made if it is not there
-    write, # `write(temporary folder)` makes the files
-    owned=MODEL_FILES, # patterns of what goes if it is not among them
+    folder,  # made if it is not there
+    write,  # `write(temporary folder)` makes the files
+    owned=MODEL_FILES,  # patterns of what goes if it is not among them
 ):
     """Make what `write` makes the model in `folder`, all of it or nothing; other files stay.
     `ValueError` for a checkpoint, `OSError` with the room on the disk if it cannot be written."""
     folder = as_path(folder)
-    if (folder/'SHA256SUMS').exists():
-        raise ValueError(f'{folder} is a checkpoint, and what is written into it would damage it: '
-                         'take another folder')
+    if (folder / 'SHA256SUMS').exists():
+        raise ValueError(
+            f'{folder} is a checkpoint, and what is written into it would damage it: '
+            'take another folder'
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder/'.part'
-    shutil.rmtree(part, ignore_errors=True)                       # of a run that was killed
+    part = folder / '.part'
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
     part.mkdir()
     try:
         with writing(folder):
@@ -300,13 +397,15 @@ def write_model(
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
+
 def _move(part, folder, owned):
     new = [path.name for path in part.iterdir()]
     for name in new:
-        if (part/name).is_dir():
-            shutil.copytree(part/name, folder/name, dirs_exist_ok=True)
+        if (part / name).is_dir():
+            shutil.copytree(part / name, folder / name, dirs_exist_ok=True)
         else:
-            (part/name).replace(folder/name)
+            (part / name).replace(folder / name)
     for pattern in owned:
         for path in folder.glob(pattern):
-            if path.name not in new: path.unlink()
+            if path.name not in new:
+                path.unlink()

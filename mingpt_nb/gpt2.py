@@ -12,9 +12,18 @@ __all__ = ['HF_NAMES', 'HF_ALIASES', 'HF_DEFAULTS', 'HF_FIXED', 'CONV1D', 'HEADS
            'read_tokenizer', 'load', 'get_config', 'main']
 
 # %% ../nbs/05_gpt2.ipynb #a588d1ec
-import codecs, copy, html, json, math, pickle, sys, warnings, zipfile
+import codecs
+import copy
+import html
+import json
+import math
+import pickle
+import sys
+import warnings
+import zipfile
 from itertools import chain, takewhile
 from pathlib import Path
+
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,300 +31,445 @@ from torch.nn import functional as F
 
 # %% ../nbs/05_gpt2.ipynb #025941d4
 from .bpe import CharTokenizer, check_fit, get_encoder, known_ids, load_tokenizer, look_up
-from .checks import check_allowed, as_integer, as_tensor, check_ids, check_idx, check_logits
-from .checks import check_sampling
+from mingpt_nb.checks import (
+    as_integer,
+    as_tensor,
+    check_allowed,
+    check_ids,
+    check_idx,
+    check_logits,
+    check_sampling,
+)
 from .files import TOKENIZER_FILES, about, as_path, misfits, read_json, write_model
 from .model import ACTIVATIONS, GPT, default_config
 from .trainer import described, load_model, sized
-from .utils import (CfgNode, ConfigError, cli, evaluating, need, pick_device, plain_name,
-                             unwrap, write)
+from mingpt_nb.utils import (
+    CfgNode,
+    ConfigError,
+    cli,
+    evaluating,
+    need,
+    pick_device,
+    plain_name,
+    unwrap,
+    write,
+)
 
 # %% ../nbs/05_gpt2.ipynb #1870f526
 #: what the fields of our config are called in Hugging Face's; the others have the same names
-HF_NAMES = dict(block_size='n_positions', activation='activation_function', tie_weights='tie_word_embeddings')
+HF_NAMES = dict(
+    block_size='n_positions', activation='activation_function', tie_weights='tie_word_embeddings'
+)
 
 #: other names that a file may use
-HF_ALIASES = dict(n_embd='hidden_size', n_layer='num_hidden_layers', n_head='num_attention_heads',
-                  block_size='max_position_embeddings')
+HF_ALIASES = dict(
+    n_embd='hidden_size',
+    n_layer='num_hidden_layers',
+    n_head='num_attention_heads',
+    block_size='max_position_embeddings',
+)
 
 #: what is meant where a file says nothing
-HF_DEFAULTS = dict(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768, tie_weights=True)
+HF_DEFAULTS = dict(
+    vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768, tie_weights=True
+)
 
 #: what our model always does; with any other value, something else was trained
-HF_FIXED = dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False, pruned_heads={},
-                quantization_config=None)
+HF_FIXED = dict(
+    scale_attn_weights=True,
+    scale_attn_by_inverse_layer_idx=False,
+    add_cross_attention=False,
+    pruned_heads={},
+    quantization_config=None,
+)
 
 # %% ../nbs/05_gpt2.ipynb #6bad6392
 def read_config(
-    hf:dict, # the contents of a config.json
+    hf: dict,  # the contents of a config.json
 ) -> CfgNode:
     "The config of the GPT that computes what Hugging Face's GPT-2 does with `hf`. `ValueError` names the field that forbids it."
     kind = hf.get('model_type') or ('gpt2' if 'GPT2' in str(hf.get('architectures')) else None)
-    if kind != 'gpt2': raise ValueError(f'model_type={kind!r}: this is not a GPT-2')
+    if kind != 'gpt2':
+        raise ValueError(f'model_type={kind!r}: this is not a GPT-2')
     for field, only in HF_FIXED.items():
         value = hf.get(field, only)
-        if value != only and (value or only): raise ValueError(
-            f'{field}={value!r}: only {field}={only!r} is supported; loaded all the same, it would give wrong logits')
+        if value != only and (value or only):
+            raise ValueError(
+                f'{field}={value!r}: only {field}={only!r} is supported; loaded all the same, it would give wrong logits'
+            )
     c = default_config()
     for ours in vars(c).keys() - {'model_type'}:
         names = HF_NAMES.get(ours, ours), HF_ALIASES.get(ours)
-        setattr(c, ours, next((hf[n] for n in names if n in hf), HF_DEFAULTS.get(ours, getattr(c, ours))))
-    if c.activation not in [*ACTIVATIONS]: raise ValueError(
-        f'activation_function={c.activation!r} is not supported; there are: {", ".join(ACTIVATIONS)}')
+        setattr(
+            c,
+            ours,
+            next((hf[n] for n in names if n in hf), HF_DEFAULTS.get(ours, getattr(c, ours))),
+        )
+    if c.activation not in [*ACTIVATIONS]:
+        raise ValueError(
+            f'activation_function={c.activation!r} is not supported; there are: {", ".join(ACTIVATIONS)}'
+        )
     return c
 
 # %% ../nbs/05_gpt2.ipynb #3c621506
 #: weights that Hugging Face keeps as (in, out)
 CONV1D = ('.attn.c_attn.weight', '.attn.c_proj.weight', '.mlp.c_fc.weight', '.mlp.c_proj.weight')
 
+
 def our_name(
-    name:str, # in a checkpoint, with `transformer.` in front or without
-): # -> str or None
+    name: str,  # in a checkpoint, with `transformer.` in front or without
+):  # -> str or None
     "What a tensor of a checkpoint is called in our model; None for the masks that old files hold."
     name = plain_name(name).removeprefix('transformer.')
-    if name.endswith(('.attn.bias', '.attn.masked_bias')): return None
+    if name.endswith(('.attn.bias', '.attn.masked_bias')):
+        return None
     return name if name.startswith('lm_head.') else f'transformer.{name}'
 
 # %% ../nbs/05_gpt2.ipynb #4efab17d
 def read_tensors(
-    path, # .safetensors or .bin
+    path,  # .safetensors or .bin
 ):
     "Yield (name, tensor), one in memory at a time where the format allows. `ValueError` for a file that is damaged or cut short."
     path = Path(path)
     tensors = _from_pickle(path) if path.suffix == '.bin' else _from_safetensors(path)
     while True:
-        try: name, t = next(tensors)
-        except StopIteration: return
+        try:
+            name, t = next(tensors)
+        except StopIteration:
+            return
         except (*_DAMAGED, OSError) as e:
-            if getattr(e, 'filename', None): raise               # not there, or not to be read
+            if getattr(e, 'filename', None):
+                raise  # not there, or not to be read
             what = str(e).partition('\n')[0]
             raise ValueError(f'{path} is damaged or incomplete: {type(e).__name__}: {what}') from e
         yield name, t
 
+
 def _from_safetensors(path):
-    with safe_open(path, 'pt') as f: names = list(f.keys())
+    with safe_open(path, 'pt') as f:
+        names = list(f.keys())
     for name in names:
-        with safe_open(path, 'pt') as f: yield name, f.get_tensor(name)
+        with safe_open(path, 'pt') as f:
+            yield name, f.get_tensor(name)
+
 
 def _from_pickle(path):
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')                          # about pickles that are none; what is wrong is said below
-        found = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-    if not isinstance(found, dict): raise ValueError(f'expected names and tensors, found {type(found).__name__}')
+        warnings.simplefilter('ignore')  # about pickles that are none; what is wrong is said below
+        found = torch.load(
+            path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    if not isinstance(found, dict):
+        raise ValueError(f'expected names and tensors, found {type(found).__name__}')
     for name, t in found.items():
-        if not isinstance(name, str) or not isinstance(t, torch.Tensor): raise ValueError(f'{name!r} is no tensor with a name')
+        if not isinstance(name, str) or not isinstance(t, torch.Tensor):
+            raise ValueError(f'{name!r} is no tensor with a name')
         yield name, t
 
+
 #: what the two formats raise for files that are none
-_DAMAGED = (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+_DAMAGED = (
+    SafetensorError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+)
 
 # %% ../nbs/05_gpt2.ipynb #7eceeb1d
 def weight_files(folder) -> list:
     "The files that hold the weights. `FileNotFoundError` if there are none, or if a shard is missing; `ValueError` for an index that is none."
     folder = as_path(folder)
     for name in 'model.safetensors', 'pytorch_model.bin':
-        if (folder/name).is_file(): return [folder/name]
-        if (folder/f'{name}.index.json').is_file():
-            shards = [folder/n for n in _shard_names(folder/f'{name}.index.json')]
-            if gone := [p.name for p in shards if not p.is_file()]: raise FileNotFoundError(f'{folder} lacks {", ".join(gone)}')
+        if (folder / name).is_file():
+            return [folder / name]
+        if (folder / f'{name}.index.json').is_file():
+            shards = [folder / n for n in _shard_names(folder / f'{name}.index.json')]
+            if gone := [p.name for p in shards if not p.is_file()]:
+                raise FileNotFoundError(f'{folder} lacks {", ".join(gone)}')
             return shards
-    raise FileNotFoundError(f'no weights in {folder}: expected model.safetensors or pytorch_model.bin, whole or in shards')
+    raise FileNotFoundError(
+        f'no weights in {folder}: expected model.safetensors or pytorch_model.bin, whole or in shards'
+    )
+
 
 def _shard_names(index):
     files = read_json(index).get('weight_map')
-    if not isinstance(files, dict) or not files or not all(isinstance(n, str) for n in files.values()):
+    if (
+        not isinstance(files, dict)
+        or not files
+        or not all(isinstance(n, str) for n in files.values())
+    ):
         raise ValueError(f"{index} should say under 'weight_map' which file holds which weight")
     return sorted({Path(n).name for n in files.values()})
 
 # %% ../nbs/05_gpt2.ipynb #5bb2de66
 class _NoNumbers(torch.overrides.TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func.__name__.endswith(('normal_', 'uniform_')): return args[0] if args else None
+        if func.__name__.endswith(('normal_', 'uniform_')):
+            return args[0] if args else None
         return func(*args, **(kwargs or {}))
+
 
 def blank(config) -> GPT:
     "A GPT on the meta device: shapes without numbers, made in no time and no memory."
-    with torch.device('meta'), _NoNumbers(): return GPT(config)
+    with torch.device('meta'), _NoNumbers():
+        return GPT(config)
 
 # %% ../nbs/05_gpt2.ipynb #5196bc18
 #: what stands beside the GPT-2 in models that were made to classify, to answer or to choose
 HEADS = ('score.', 'classifier.', 'qa_outputs.', 'multiple_choice_head.', 'v_head.')
 
+
 def fill(
-    model:GPT, # on the meta device
-    files, # as `weight_files` gives them
-    dtype=torch.float32, # of the parameters; None: as in the files
+    model: GPT,  # on the meta device
+    files,  # as `weight_files` gives them
+    dtype=torch.float32,  # of the parameters; None: as in the files
 ):
     "Give `model` the weights in `files`. `ValueError` lists what is missing, unexpected, or of another shape; a warning names other heads."
     folder, want, got, shapes, heads = files[0].parent, described(model.state_dict()), {}, {}, []
     for name, t in chain.from_iterable(map(read_tensors, files)):
         ours = our_name(name)
-        if ours is None: continue                                # a mask
-        if plain_name(name).startswith(HEADS): heads.append(name); continue
-        if ours in shapes: raise ValueError(f'{folder} holds {ours} twice')
-        if ours.endswith(CONV1D) and t.dim() == 2: t = t.t()
+        if ours is None:
+            continue  # a mask
+        if plain_name(name).startswith(HEADS):
+            heads.append(name)
+            continue
+        if ours in shapes:
+            raise ValueError(f'{folder} holds {ours} twice')
+        if ours.endswith(CONV1D) and t.dim() == 2:
+            t = t.t()
         shapes |= described({ours if ours in want else name: t})
-        if ours in want and shapes[ours] == want[ours]: got[ours] = torch.empty(t.shape, dtype=dtype or t.dtype).copy_(t)
-    if model.config.tie_weights: _tie(got, shapes, folder)
-    if wrong := misfits(want, shapes): raise ValueError(f'{folder} does not hold the weights that its config describes. {wrong}')
+        if ours in want and shapes[ours] == want[ours]:
+            got[ours] = torch.empty(t.shape, dtype=dtype or t.dtype).copy_(t)
+    if model.config.tie_weights:
+        _tie(got, shapes, folder)
+    if wrong := misfits(want, shapes):
+        raise ValueError(f'{folder} does not hold the weights that its config describes. {wrong}')
     model.load_state_dict(got, assign=True)
-    if model.config.tie_weights: model.lm_head.weight = model.transformer.wte.weight
-    if heads: warnings.warn(f'{folder} holds a GPT-2 and a head that is not for language, which is left out: {", ".join(heads)}', stacklevel=3)
+    if model.config.tie_weights:
+        model.lm_head.weight = model.transformer.wte.weight
+    if heads:
+        warnings.warn(
+            f'{folder} holds a GPT-2 and a head that is not for language, which is left out: {", ".join(heads)}',
+            stacklevel=3,
+        )
 
 # %% ../nbs/05_gpt2.ipynb #0e9d472b
 def _tie(got, shapes, folder):
     "Let the head be the embedding; `ValueError` if the files have a head that is not."
-    for name, other in ('lm_head.weight', 'transformer.wte.weight'), ('transformer.wte.weight', 'lm_head.weight'):
-        if other in shapes: shapes.setdefault(name, shapes[other])
-        if other in got: got.setdefault(name, got[other])
-    if 'lm_head.weight' in got and not torch.equal(got['lm_head.weight'], got['transformer.wte.weight']): raise ValueError(
-        f'{folder}: lm_head.weight differs from wte.weight, but the config says tie_word_embeddings=True')
+    for name, other in (
+        ('lm_head.weight', 'transformer.wte.weight'),
+        ('transformer.wte.weight', 'lm_head.weight'),
+    ):
+        if other in shapes:
+            shapes.setdefault(name, shapes[other])
+        if other in got:
+            got.setdefault(name, got[other])
+    if 'lm_head.weight' in got and not torch.equal(
+        got['lm_head.weight'], got['transformer.wte.weight']
+    ):
+        raise ValueError(
+            f'{folder}: lm_head.weight differs from wte.weight, but the config says '
+            f'tie_word_embeddings=True'
+        )
 
 # %% ../nbs/05_gpt2.ipynb #f4e37b26
 #: where the models that had no organisation live now
-HOMES = {name: f'openai-community/{name}' for name in ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')}
+HOMES = {
+    name: f'openai-community/{name}' for name in ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')
+}
 HOMES['distilgpt2'] = 'distilbert/distilgpt2'
 
-def cached_folder(name:str): # -> Path or None
+
+def cached_folder(name: str):  # -> Path or None
     "Where the Hugging Face cache holds the model `name`, config and weights; None if it does not. Never uses the network."
     hub = need('huggingface_hub', 'hf')
     for repo in dict.fromkeys((name, HOMES.get(name, name))):
         try:
             folder = Path(hub.snapshot_download(repo, local_files_only=True))
-            if weight_files(folder) and (folder/'config.json').is_file(): return folder
-        except (OSError, ValueError): pass                       # not there, or not complete
+            if weight_files(folder) and (folder / 'config.json').is_file():
+                return folder
+        except (OSError, ValueError):
+            pass  # not there, or not complete
 
 # %% ../nbs/05_gpt2.ipynb #b14bac7b
 _FILES = ['config.json', 'model*.safetensors', 'model.safetensors.index.json', *TOKENIZER_FILES]
 
+
 def find_folder(
-    name_or_path, # a folder, or a model on the hub: 'gpt2', 'gpt2-xl', 'distilgpt2', 'somebody/model'
+    name_or_path,  # a folder, or a model on the hub: 'gpt2', 'gpt2-xl', 'distilgpt2', 'somebody/model'
 ) -> Path:
     "The folder with the model: itself, in the cache, or fetched. `FileNotFoundError` says what was looked for, and what helps."
     folder, name = as_path(name_or_path), str(name_or_path)
-    if folder.is_dir(): return folder
+    if folder.is_dir():
+        return folder
     if folder.is_absolute() or name.startswith(('.', '~')) or name.count('/') > 1 or '\\' in name:
         raise FileNotFoundError(f'no folder {folder}')
-    if found := cached_folder(name): return found
+    if found := cached_folder(name):
+        return found
     hub = need('huggingface_hub', 'hf')
     try:
         folder = Path(hub.snapshot_download(name, allow_patterns=_FILES))
-        if not list(folder.glob('model*.safetensors')): hub.snapshot_download(name, allow_patterns=['pytorch_model*'])
+        if not list(folder.glob('model*.safetensors')):
+            hub.snapshot_download(name, allow_patterns=['pytorch_model*'])
         return folder
-    except (OSError, ValueError) as e: raise FileNotFoundError(
-        f'no folder {name!r} here, no such model in the Hugging Face cache, and fetching it needs the network: '
-        f'{str(e).splitlines()[0]}. Without one: where there is a network, GPT.from_pretrained({name!r})'
-        f".save_pretrained('folder'), and take the folder here") from e
+    except (OSError, ValueError) as e:
+        raise FileNotFoundError(
+            f'no folder {name!r} here, no such model in the Hugging Face cache, and fetching it needs the network: '
+            f'{str(e).splitlines()[0]}. Without one: where there is a network, GPT.from_pretrained({name!r})'
+            f".save_pretrained('folder'), and take the folder here"
+        ) from e
 
 # %% ../nbs/05_gpt2.ipynb #28960339
 def load_pretrained(
-    name_or_path, # see `find_folder`
-    dtype=torch.float32, # of the parameters; None: as in the files
+    name_or_path,  # see `find_folder`
+    dtype=torch.float32,  # of the parameters; None: as in the files
 ) -> GPT:
     """The GPT-2 in a folder, or of that name: weights by name, sizes and dropout by its config, in eval mode, on the CPU.
     `ValueError` for what is no GPT-2, or one that this model would compute wrongly; `FileNotFoundError` for what is not there."""
     folder = find_folder(name_or_path)
-    if not (folder/'config.json').is_file():
-        raise FileNotFoundError(f'no config.json in {folder}: not a model that save_pretrained wrote')
-    hf = read_json(folder/'config.json')
+    if not (folder / 'config.json').is_file():
+        raise FileNotFoundError(
+            f'no config.json in {folder}: not a model that save_pretrained wrote'
+        )
+    hf = read_json(folder / 'config.json')
     if hf.get('format') == 'mingpt_nb':
-        raise ValueError(f'{folder} was written by save_model: load it with mingpt_nb.trainer.load_model')
-    with about(folder/'config.json'): config = read_config(hf)
+        raise ValueError(
+            f'{folder} was written by save_model: load it with mingpt_nb.trainer.load_model'
+        )
+    with about(folder / 'config.json'):
+        config = read_config(hf)
     files = weight_files(folder)
-    for file in files: next(read_tensors(file), None)            # if one is damaged, that is said before the config is doubted
-    with about(folder/'config.json'): model = blank(sized(config.to_dict(), sum(file.stat().st_size for file in files)))
+    for file in files:
+        next(
+            read_tensors(file), None
+        )  # if one is damaged, that is said before the config is doubted
+    with about(folder / 'config.json'):
+        model = blank(sized(config.to_dict(), sum(file.stat().st_size for file in files)))
     fill(model, files, dtype)
     return model.eval()
 
 # %% ../nbs/05_gpt2.ipynb #32197cac
-def is_tied(model:GPT) -> bool:
+def is_tied(model: GPT) -> bool:
     "Is the output head the embedding itself?"
     model = unwrap(model)
     return model.lm_head.weight is model.transformer.wte.weight
 
+
 def hf_config(
-    model:GPT,
-    end:int=None, # id of the token that ends a text
+    model: GPT,
+    end: int = None,  # id of the token that ends a text
 ) -> dict:
     "The config.json with which Hugging Face's GPT-2 computes what `model` does."
-    fields = {HF_NAMES.get(k, k): v for k, v in unwrap(model).config.to_dict().items() if k != 'model_type'}
-    return dict(model_type='gpt2', architectures=['GPT2LMHeadModel']) | fields | dict(
-        tie_word_embeddings=is_tied(model), bos_token_id=end, eos_token_id=end)
+    fields = {
+        HF_NAMES.get(k, k): v
+        for k, v in unwrap(model).config.to_dict().items()
+        if k != 'model_type'
+    }
+    return (
+        dict(model_type='gpt2', architectures=['GPT2LMHeadModel'])
+        | fields
+        | dict(tie_word_embeddings=is_tied(model), bos_token_id=end, eos_token_id=end)
+    )
 
-def hf_state(model:GPT) -> dict:
+
+def hf_state(model: GPT) -> dict:
     "The weights with Hugging Face's names and shapes, as views. A tied head is left out."
     weights = {plain_name(n): t for n, t in model.state_dict().items()}
     state = {n: t.t() if n.endswith(CONV1D) else t for n, t in weights.items()}
-    if is_tied(model): del state['lm_head.weight']
+    if is_tied(model):
+        del state['lm_head.weight']
     return state
 
 # %% ../nbs/05_gpt2.ipynb #426adaef
-def to_hf(model:GPT):
+def to_hf(model: GPT):
     "A `GPT2LMHeadModel` of transformers with a copy of `model`'s weights, on its device, in its dtype and mode."
     hf = need('transformers', 'hf')
     state = hf_state(model)
     w = state.setdefault('lm_head.weight', unwrap(model).lm_head.weight)
-    theirs = hf.GPT2LMHeadModel(hf.GPT2Config.from_dict(hf_config(model))).to(device=w.device, dtype=w.dtype)
+    theirs = hf.GPT2LMHeadModel(hf.GPT2Config.from_dict(hf_config(model))).to(
+        device=w.device, dtype=w.dtype
+    )
     theirs.load_state_dict(state)
     return theirs.train(model.training)
 
 # %% ../nbs/05_gpt2.ipynb #8be559ee
 END = '<|endoftext|>'
 
-_CHARS = {'tokenizer.json': dict(version='1.0', added_tokens=[], decoder=dict(type='Fuse'), model=dict(type='BPE', merges=[])),
-          'tokenizer_config.json': dict(tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False)}
+_CHARS = {
+    'tokenizer.json': dict(
+        version='1.0', added_tokens=[], decoder=dict(type='Fuse'), model=dict(type='BPE', merges=[])
+    ),
+    'tokenizer_config.json': dict(
+        tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False
+    ),
+}
 
 # %% ../nbs/05_gpt2.ipynb #593b827a
 def save_chars_for_hf(
-    tokenizer, # a CharTokenizer
+    tokenizer,  # a CharTokenizer
     folder,
 ):
     "Write tokenizer.json and tokenizer_config.json, with which transformers' `AutoTokenizer` makes each character a token."
     for name, text in copy.deepcopy(_CHARS).items():
-        if 'model' in text: text['model']['vocab'] = tokenizer.stoi
+        if 'model' in text:
+            text['model']['vocab'] = tokenizer.stoi
         Path(folder, name).write_text(json.dumps(text), encoding='utf-8')
 
+
 def save_pretrained(
-    model:GPT,
-    folder, # made if it is not there
-    tokenizer=None, # anything with `save(folder)`, as in chapter 00
+    model: GPT,
+    folder,  # made if it is not there
+    tokenizer=None,  # anything with `save(folder)`, as in chapter 00
 ):
     """Write config.json and model.safetensors as Hugging Face does, so that `GPT2LMHeadModel.from_pretrained(folder)` loads them, in
     place of a model that was there and of its tokenizer. `ValueError` if the folder is a checkpoint, which that would damage."""
     vocab_size = unwrap(model).config.vocab_size
     end = getattr(tokenizer, 'special_tokens', {END: 50256} if vocab_size == 50257 else {}).get(END)
     tensors = {n: t.contiguous() for n, t in hf_state(model).items()}
+
     def write(part):
-        if tokenizer is not None: tokenizer.save(part)
-        if isinstance(tokenizer, CharTokenizer): save_chars_for_hf(tokenizer, part)
-        (part/'config.json').write_text(json.dumps(hf_config(model, end), indent=2), encoding='utf-8')
-        save_file(tensors, part/'model.safetensors', metadata={'format': 'pt'})
+        if tokenizer is not None:
+            tokenizer.save(part)
+        if isinstance(tokenizer, CharTokenizer):
+            save_chars_for_hf(tokenizer, part)
+        (part / 'config.json').write_text(
+            json.dumps(hf_config(model, end), indent=2), encoding='utf-8'
+        )
+        save_file(tensors, part / 'model.safetensors', metadata={'format': 'pt'})
+
     write_model(folder, write)
 
 # %% ../nbs/05_gpt2.ipynb #a304db57
 @torch.no_grad()
 def next_tokens(
-    model:GPT,
+    model: GPT,
     tokenizer,
-    text:str, # at least one token
-    k:int=10, # how many, if the vocabulary has so many
-) -> list: # of (text of the token, probability)
+    text: str,  # at least one token
+    k: int = 10,  # how many, if the vocabulary has so many
+) -> list:  # of (text of the token, probability)
     "The `k` most probable next tokens, the best first. `ValueError` for ids that the model lacks."
     k, V = as_integer('k', k, low=1), model.config.vocab_size
     idx = check_idx([tokenizer.encode(text)], V).to(model.lm_head.weight.device)
     with evaluating(model):
-        logits = model.next_logits(idx).float()                       # (1, V)
+        logits = model.next_logits(idx).float()  # (1, V)
     check_logits(logits, position=idx.size(1))
-    if (mask := check_allowed(known_ids(tokenizer), V)) is not None: logits = logits.masked_fill(~mask.to(logits.device), -math.inf)
+    if (mask := check_allowed(known_ids(tokenizer), V)) is not None:
+        logits = logits.masked_fill(~mask.to(logits.device), -math.inf)
     p, order = logits[0].softmax(-1).topk(min(k, V if mask is None else int(mask.sum())))
     return [(tokenizer.decode([i]), q) for i, q in zip(order.tolist(), p.tolist())]
 
 # %% ../nbs/05_gpt2.ipynb #70234f68
 def windows(
-    n:int, # predictions to make
-    size:int, # of a window
-    stride:int, # from the start of one window to the next, 1 to size
-) -> list: # of (start, first that is counted, end)
+    n: int,  # predictions to make
+    size: int,  # of a window
+    stride: int,  # from the start of one window to the next, 1 to size
+) -> list:  # of (start, first that is counted, end)
     "Windows over range(n) that count each place once, later ones with `size - stride` before it."
     stride = as_integer('stride', stride)
     if not 1 <= stride <= size:
@@ -329,62 +483,77 @@ def windows(
 # %% ../nbs/05_gpt2.ipynb #8b1f241e
 @torch.no_grad()
 def surprise(
-    model:GPT,
-    ids, # T integers, list or tensor; the first is given, not predicted
-    stride:int=None, # see `windows`; None: half the context
-) -> torch.Tensor: # (T-1,), float32, on the CPU
+    model: GPT,
+    ids,  # T integers, list or tensor; the first is given, not predicted
+    stride: int = None,  # see `windows`; None: half the context
+) -> torch.Tensor:  # (T-1,), float32, on the CPU
     "-ln p of each token after the first, in nats, without dropout. `ValueError` for wrong ids."
     ids = check_ids(as_tensor(ids).cpu(), model.config.vocab_size).flatten()
     if len(ids) < 2:
-        raise ValueError('the first token is given, the others predicted: at least two are needed, '
-                         f'got {len(ids)}')
+        raise ValueError(
+            'the first token is given, the others predicted: at least two are needed, '
+            f'got {len(ids)}'
+        )
     if stride is None:
         stride = (model.block_size + 1) // 2
     ids, parts = ids.to(model.lm_head.weight.device), []
     with evaluating(model):
         for start, first, end in windows(len(ids) - 1, model.block_size, stride):
-            logits = model(ids[None, start:end])[0][0, first - start:]          # (end - first, V)
-            coming = ids[first + 1:end + 1]
+            logits = model(ids[None, start:end])[0][0, first - start :]  # (end - first, V)
+            coming = ids[first + 1 : end + 1]
             parts.append(F.cross_entropy(logits.float(), coming, reduction='none'))
     return torch.cat(parts).cpu()
 
-def perplexity(model:GPT, ids, stride:int=None) -> float:
+
+def perplexity(model: GPT, ids, stride: int = None) -> float:
     "exp of the mean surprise: as if choosing among so many equal tokens. Jelinek et al. 1977."
     return math.exp(surprise(model, ids, stride).mean())
 
 # %% ../nbs/05_gpt2.ipynb #dbc7f4af
 def pieces(
-    tokenizer, # `Encoder` or `CharTokenizer`
-    ids, # any iterable of ids, e.g. while they are being generated
+    tokenizer,  # `Encoder` or `CharTokenizer`
+    ids,  # any iterable of ids, e.g. while they are being generated
 ):
     "Yield the text that each id completes, '' for one that ends inside a character; what is open at the end becomes U+FFFD."
     decoder = codecs.getincrementaldecoder('utf-8')('replace')
     for i in ids:
-        raw = look_up(tokenizer.token_bytes, [i])[0] if hasattr(tokenizer, 'token_bytes') else tokenizer.decode([i]).encode()
+        raw = (
+            look_up(tokenizer.token_bytes, [i])[0]
+            if hasattr(tokenizer, 'token_bytes')
+            else tokenizer.decode([i]).encode()
+        )
         yield decoder.decode(raw)
-    if tail := decoder.decode(b'', final=True): yield tail
+    if tail := decoder.decode(b'', final=True):
+        yield tail
 
 # %% ../nbs/05_gpt2.ipynb #45a3560d
 def surprise_html(
-    model:GPT,
+    model: GPT,
     tokenizer,
-    text:str, # at least two tokens
-    stride:int=None, # see `windows`
+    text: str,  # at least two tokens
+    stride: int = None,  # see `windows`
 ) -> str:
     "The text as HTML, each token on orange in proportion to its surprise (full at ln V), with the number as a tooltip."
     ids = tokenizer.encode(text)
-    nats = [0.] + surprise(model, ids, stride).tolist()
+    nats = [0.0] + surprise(model, ids, stride).tolist()
     worst = math.log(model.config.vocab_size)
     span = '<span title="{:.1f} nats" style="background:rgba(213,94,0,{:.2f})">{}</span>'
-    spans = [span.format(x, 0.65 * min(1, x / worst), html.escape(piece)) for piece, x in zip(pieces(tokenizer, ids), nats)]
-    return '<div style="font-family:monospace;white-space:pre-wrap;line-height:1.6">' + ''.join(spans) + '</div>'
+    spans = [
+        span.format(x, 0.65 * min(1, x / worst), html.escape(piece))
+        for piece, x in zip(pieces(tokenizer, ids), nats)
+    ]
+    return (
+        '<div style="font-family:monospace;white-space:pre-wrap;line-height:1.6">'
+        + ''.join(spans)
+        + '</div>'
+    )
 
 # %% ../nbs/05_gpt2.ipynb #6e321e06
 def prompt_ids(
-    model:GPT,
+    model: GPT,
     tokenizer,
-    prompt:str, # '': start from <|endoftext|>
-) -> torch.Tensor: # (1, T), on the model's device
+    prompt: str,  # '': start from <|endoftext|>
+) -> torch.Tensor:  # (1, T), on the model's device
     "The ids to continue. `ValueError` if there are none, or one that the model does not know."
     ids = tokenizer.encode(prompt) or [getattr(tokenizer, 'special_tokens', {}).get(END)]
     if ids == [None]:
@@ -393,67 +562,94 @@ def prompt_ids(
 
 # %% ../nbs/05_gpt2.ipynb #f22c117a
 def stream_text(
-    model:GPT,
+    model: GPT,
     tokenizer,
-    ids, # (1, T), from `prompt_ids`
-    max_new_tokens:int=100,
-    temperature:float=1.0, # 0: greedy
-    top_k:int=None,
-    top_p:float=None,
-    generator=None, # torch.Generator on the model's device
+    ids,  # (1, T), from `prompt_ids`
+    max_new_tokens: int = 100,
+    temperature: float = 1.0,  # 0: greedy
+    top_k: int = None,
+    top_p: float = None,
+    generator=None,  # torch.Generator on the model's device
 ):
     """Yield the continuation of `ids` piece by piece, whole characters only, up to <|endoftext|>.
     `ValueError` as in `generate`."""
     end = getattr(tokenizer, 'special_tokens', {}).get(END, math.inf)
-    stops = [end] if end < model.config.vocab_size else []           # a model may lack it
-    steps = model.stream(ids, max_new_tokens, temperature, True, top_k, top_p, stop_tokens=stops,
-                         generator=generator, allowed=known_ids(tokenizer))
+    stops = [end] if end < model.config.vocab_size else []  # a model may lack it
+    steps = model.stream(
+        ids,
+        max_new_tokens,
+        temperature,
+        True,
+        top_k,
+        top_p,
+        stop_tokens=stops,
+        generator=generator,
+        allowed=known_ids(tokenizer),
+    )
     new = takewhile(lambda i: i != end, (step.item() for step in steps))
     yield from filter(None, pieces(tokenizer, new))
 
 # %% ../nbs/05_gpt2.ipynb #a833f532
 def read_tokenizer(
-    folder, # see `load_tokenizer` of chapter 00
+    folder,  # see `load_tokenizer` of chapter 00
 ):
     "The tokenizer in `folder`, or None. `ValueError` for one that is neither byte-level BPE nor characters, or makes other ids than ours."
-    try: return load_tokenizer(folder)
-    except FileNotFoundError: return None
+    try:
+        return load_tokenizer(folder)
+    except FileNotFoundError:
+        return None
 
 # %% ../nbs/05_gpt2.ipynb #bb50aefb
 def load(
-    name_or_path, # a folder that `save_model` or `save_pretrained` wrote, or a name on the hub
-    device='auto', # 'cpu', 'cuda', ...
-): # -> (model, tokenizer)
+    name_or_path,  # a folder that `save_model` or `save_pretrained` wrote, or a name on the hub
+    device='auto',  # 'cpu', 'cuda', ...
+):  # -> (model, tokenizer)
     "A model in eval mode and its tokenizer. `ValueError` if the folder is of neither kind, or has no tokenizer."
     folder = find_folder(name_or_path)
-    below = [str(f.parent) for f in sorted(folder.glob('*/model.safetensors'))][:2]     # a run keeps its model so: out/chargpt/model
+    below = [str(f.parent) for f in sorted(folder.glob('*/model.safetensors'))][
+        :2
+    ]  # a run keeps its model so: out/chargpt/model
     hint = f'; did you mean {" or ".join(below)}?' if below else ''
-    if not (folder/'config.json').is_file():
-        raise FileNotFoundError(f'no config.json in {folder}: neither save_model nor save_pretrained wrote it{hint}')
-    if read_json(folder/'config.json').get('format') == 'mingpt_nb': model, tokenizer = load_model(folder, device)
+    if not (folder / 'config.json').is_file():
+        raise FileNotFoundError(
+            f'no config.json in {folder}: neither save_model nor save_pretrained wrote it{hint}'
+        )
+    if read_json(folder / 'config.json').get('format') == 'mingpt_nb':
+        model, tokenizer = load_model(folder, device)
     else:
-        try: model = load_pretrained(folder).to(pick_device(device))
+        try:
+            model = load_pretrained(folder).to(pick_device(device))
         except ValueError as e:
-            raise ValueError(f'{folder} is neither a model that save_model wrote nor a GPT-2 that can be loaded: {e}{hint}') from e
-        tokenizer = read_tokenizer(folder) or (get_encoder() if model.config.vocab_size == 50257 else None)
-        if tokenizer is not None: check_fit(tokenizer, model.config.vocab_size, folder)
-    if tokenizer is None: raise ValueError(f'no tokenizer in {folder}: vocab.json and merges.txt, or tokenizer.json')
+            raise ValueError(
+                f'{folder} is neither a model that save_model wrote nor a GPT-2 that can be loaded: {e}{hint}'
+            ) from e
+        tokenizer = read_tokenizer(folder) or (
+            get_encoder() if model.config.vocab_size == 50257 else None
+        )
+        if tokenizer is not None:
+            check_fit(tokenizer, model.config.vocab_size, folder)
+    if tokenizer is None:
+        raise ValueError(f'no tokenizer in {folder}: vocab.json and merges.txt, or tokenizer.json')
     return model, tokenizer
 
 # %% ../nbs/05_gpt2.ipynb #29aa0277
 def get_config() -> CfgNode:
     "The settings of `main`."
     return CfgNode(
-        model='gpt2',                                            # a folder, or a name on the hub
-        prompt='',                                               # '': start from <|endoftext|>
-        num_samples=1, max_new_tokens=100,
-        temperature=1.0, top_k=40, top_p=None,                   # see chapter 02
-        seed=None,                                               # None: another text each time
-        device='auto').freeze(model=Path, top_k=int | None, top_p=float | None, seed=int | None)
+        model='gpt2',  # a folder, or a name on the hub
+        prompt='',  # '': start from <|endoftext|>
+        num_samples=1,
+        max_new_tokens=100,
+        temperature=1.0,
+        top_k=40,
+        top_p=None,  # see chapter 02
+        seed=None,  # None: another text each time
+        device='auto',
+    ).freeze(model=Path, top_k=int | None, top_p=float | None, seed=int | None)
 
 # %% ../nbs/05_gpt2.ipynb #c99f5fdd
 def main(
-    args:list=None, # default: `sys.argv[1:]`
+    args: list = None,  # default: `sys.argv[1:]`
 ):
     "Print continuations of a prompt as they come. `ConfigError` for arguments that cannot be used. Settings: `get_config`."
     c = get_config()
@@ -473,9 +669,12 @@ def main(
     generator = torch.Generator(ids.device)
     generator.seed() if c.seed is None else generator.manual_seed(c.seed)
     for n in range(c.num_samples):
-        text = stream_text(model, tokenizer, ids, c.max_new_tokens, c.temperature, c.top_k, c.top_p, generator)
+        text = stream_text(
+            model, tokenizer, ids, c.max_new_tokens, c.temperature, c.top_k, c.top_p, generator
+        )
         for piece in chain(['-' * 80 + '\n'] if n else [], [c.prompt], text, ['\n']):
             write(piece)
 
 # %% ../nbs/05_gpt2.ipynb #754c34e5
-if __name__ == '__main__' and '__file__' in globals(): cli(['generate', *sys.argv[1:]])
+if __name__ == '__main__' and '__file__' in globals():
+    cli(['generate', *sys.argv[1:]])

@@ -9,15 +9,26 @@ __all__ = ['ACTIVATIONS', 'PRESETS', 'NewGELU', 'MLP', 'Block', 'count_params', 
            'init_weights', 'lm_loss', 'decay_groups', 'filter_logits', 'draw']
 
 # %% ../nbs/02_model.ipynb #dba834c3
-import math, os
+import math
+import os
+
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
 # %% ../nbs/02_model.ipynb #39ec1865
 from .attention import CausalSelfAttention, KVCache
-from .checks import (as_integer, as_number, as_python, check_allowed, check_ids, check_idx, check_logits,
-                              check_sampling, check_stops, check_targets)
+from mingpt_nb.checks import (
+    as_integer,
+    as_number,
+    as_python,
+    check_allowed,
+    check_idx,
+    check_logits,
+    check_sampling,
+    check_stops,
+    check_targets,
+)
 from .utils import CfgNode, ConfigError, evaluating, patch, plain_name
 
 # %% ../nbs/02_model.ipynb #fafb7575
@@ -28,13 +39,21 @@ class NewGELU(nn.Module):
         return F.gelu(x, approximate='tanh')
 
 # %% ../nbs/02_model.ipynb #8aa01650
-ACTIVATIONS = dict(gelu_new=NewGELU, gelu_pytorch_tanh=NewGELU, gelu=nn.GELU, relu=nn.ReLU, silu=nn.SiLU, swish=nn.SiLU, tanh=nn.Tanh)
+ACTIVATIONS = dict(
+    gelu_new=NewGELU,
+    gelu_pytorch_tanh=NewGELU,
+    gelu=nn.GELU,
+    relu=nn.ReLU,
+    silu=nn.SiLU,
+    swish=nn.SiLU,
+    tanh=nn.Tanh,
+)
 
 # %% ../nbs/02_model.ipynb #8ab7e864
 class MLP(nn.Module):
     "Two layers with a GELU between them, on each position by itself: (B, T, C) -> (B, T, C)."
 
-    def __init__(self, config): # n_embd, resid_pdrop; n_inner, activation if not GPT-2's
+    def __init__(self, config):  # n_embd, resid_pdrop; n_inner, activation if not GPT-2's
         super().__init__()
         inner = getattr(config, 'n_inner', None) or 4 * config.n_embd
         self.c_fc = nn.Linear(config.n_embd, inner)
@@ -43,14 +62,14 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x):
-        x = self.c_proj(self.act(self.c_fc(x)))        # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        x = self.c_proj(self.act(self.c_fc(x)))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
         return self.dropout(x) if self.training else x
 
 # %% ../nbs/02_model.ipynb #23422347
 class Block(nn.Module):
     "One transformer block, with layer norms before attention and MLP as in GPT-2: (B, T, C) -> (B, T, C)."
 
-    def __init__(self, config): # with n_embd, n_head, attn_pdrop, resid_pdrop
+    def __init__(self, config):  # with n_embd, n_head, attn_pdrop, resid_pdrop
         super().__init__()
         eps = getattr(config, 'layer_norm_epsilon', 1e-5)
         self.ln_1 = nn.LayerNorm(config.n_embd, eps)
@@ -58,27 +77,30 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache:KVCache=None): # cache: of this layer, when generating
+    def forward(self, x, cache: KVCache = None):  # cache: of this layer, when generating
         x = x + self.attn(self.ln_1(x), cache)
         x = x + self.mlp(self.ln_2(x))
         return x
 
 # %% ../nbs/02_model.ipynb #9a3f6793
 PRESETS = {
-    'openai-gpt':  dict(n_layer=12, n_head=12, n_embd=768),     # GPT-1, 117M parameters
-    'gpt2':        dict(n_layer=12, n_head=12, n_embd=768),     # 124M
-    'gpt2-medium': dict(n_layer=24, n_head=16, n_embd=1024),    # 350M
-    'gpt2-large':  dict(n_layer=36, n_head=20, n_embd=1280),    # 774M
-    'gpt2-xl':     dict(n_layer=48, n_head=25, n_embd=1600),    # 1558M
-    'gopher-44m':  dict(n_layer=8, n_head=16, n_embd=512),      # the smallest of DeepMind's Gopher family
-    'gpt-mini':    dict(n_layer=6, n_head=6, n_embd=192),       # minGPT's small ones
-    'gpt-micro':   dict(n_layer=4, n_head=4, n_embd=128),
-    'gpt-nano':    dict(n_layer=3, n_head=3, n_embd=48),
+    'openai-gpt': dict(n_layer=12, n_head=12, n_embd=768),  # GPT-1, 117M parameters
+    'gpt2': dict(n_layer=12, n_head=12, n_embd=768),  # 124M
+    'gpt2-medium': dict(n_layer=24, n_head=16, n_embd=1024),  # 350M
+    'gpt2-large': dict(n_layer=36, n_head=20, n_embd=1280),  # 774M
+    'gpt2-xl': dict(n_layer=48, n_head=25, n_embd=1600),  # 1558M
+    'gopher-44m': dict(
+        n_layer=8, n_head=16, n_embd=512
+    ),  # the smallest of DeepMind's Gopher family
+    'gpt-mini': dict(n_layer=6, n_head=6, n_embd=192),  # minGPT's small ones
+    'gpt-micro': dict(n_layer=4, n_head=4, n_embd=128),
+    'gpt-nano': dict(n_layer=3, n_head=3, n_embd=48),
 }
 
 # %% ../nbs/02_model.ipynb #7ab4d1aa
 def count_params(
-    config, # with vocab_size, block_size, n_layer, n_embd, tie_weights, and n_inner if it is not 4 n_embd
+    # with vocab_size, block_size, n_layer, n_embd, tie_weights, and n_inner if it is not 4 n_embd
+    config,
 ) -> int:
     "The number of parameters of `GPT(config)`, by formula; nothing is allocated."
     V, T, L, C = config.vocab_size, config.block_size, config.n_layer, config.n_embd
@@ -90,30 +112,51 @@ def count_params(
 def default_config() -> CfgNode:
     "What `GPT.get_default_config` returns: minGPT's defaults, frozen."
     return CfgNode(
-        model_type='gpt',                                       # a name from PRESETS; 'gpt' or None: the sizes below
-        n_layer=None, n_head=None, n_embd=None,
-        vocab_size=None, block_size=None,                       # these come from the data
-        embd_pdrop=0.1, resid_pdrop=0.1, attn_pdrop=0.1,        # dropout probabilities
-        tie_weights=False,                                      # one matrix for embedding and head, as in GPT-2
+        model_type='gpt',  # a name from PRESETS; 'gpt' or None: the sizes below
+        n_layer=None,
+        n_head=None,
+        n_embd=None,
+        vocab_size=None,
+        block_size=None,  # these come from the data
+        embd_pdrop=0.1,
+        resid_pdrop=0.1,
+        attn_pdrop=0.1,  # dropout probabilities
+        tie_weights=False,  # one matrix for embedding and head, as in GPT-2
         # what checkpoints that are not OpenAI's may have otherwise
-        n_inner=None,                                           # width inside the MLP; None: 4 * n_embd
-        activation='gelu_new', layer_norm_epsilon=1e-5,         # a name from ACTIVATIONS; under the root of a layer norm
-    ).freeze(model_type=str | None, n_layer=int | None, n_head=int | None, n_embd=int | None,
-             vocab_size=int | None, block_size=int | None, n_inner=int | None)
+        n_inner=None,  # width inside the MLP; None: 4 * n_embd
+        activation='gelu_new',
+        layer_norm_epsilon=1e-5,  # a name from ACTIVATIONS; under the root of a layer norm
+    ).freeze(
+        model_type=str | None,
+        n_layer=int | None,
+        n_head=int | None,
+        n_embd=int | None,
+        vocab_size=int | None,
+        block_size=int | None,
+        n_inner=int | None,
+    )
 
 # %% ../nbs/02_model.ipynb #7feadd56
 _SIZES = 'n_layer', 'n_head', 'n_embd'
+
 
 def _apply_preset(c):
     "Fill in the sizes from the preset; `ConfigError` unless exactly one of preset and sizes is given."
     given = {k: getattr(c, k) for k in _SIZES if getattr(c, k) is not None}
     if c.model_type in (None, 'gpt'):
-        if len(given) < 3: raise ConfigError(f'give model_type a preset ({", ".join(PRESETS)}) or set all of '
-                                             f'n_layer, n_head, n_embd; got model_type={c.model_type!r} and {given or "no sizes"}')
+        if len(given) < 3:
+            raise ConfigError(
+                f'give model_type a preset ({", ".join(PRESETS)}) or set all of '
+                f'n_layer, n_head, n_embd; got model_type={c.model_type!r} and {given or "no sizes"}'
+            )
     elif c.model_type not in [*PRESETS]:
         raise ConfigError(f'unknown model_type {c.model_type!r}; presets: {", ".join(PRESETS)}')
-    elif given: raise ConfigError(f'model_type={c.model_type!r} sets the sizes, so {given} must not be given too')
-    else: c.merge_from_dict({**PRESETS[c.model_type], 'model_type': 'gpt'})
+    elif given:
+        raise ConfigError(
+            f'model_type={c.model_type!r} sets the sizes, so {given} must not be given too'
+        )
+    else:
+        c.merge_from_dict({**PRESETS[c.model_type], 'model_type': 'gpt'})
 
 # %% ../nbs/02_model.ipynb #f96cb009
 def _check_sizes(c):
@@ -142,17 +185,22 @@ def _check_sizes(c):
 # %% ../nbs/02_model.ipynb #f30bd6db
 def _check_memory(c):
     "`ConfigError` with the memory that the weights would take, if this machine has less. The meta device holds any size."
-    if torch.empty(0).device.type == 'meta': return
-    try: have = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    except (AttributeError, ValueError, OSError): have = 2**40       # Windows does not tell; nobody has a terabyte
+    if torch.empty(0).device.type == 'meta':
+        return
+    try:
+        have = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    except (AttributeError, ValueError, OSError):
+        have = 2**40  # Windows does not tell; nobody has a terabyte
     want = 4 * count_params(c)
-    if want > have: raise ConfigError(
-        f'vocab_size={c.vocab_size:,}, block_size={c.block_size:,}, n_layer={c.n_layer:,}, n_embd={c.n_embd:,}: the weights alone '
-        f'would take {want / 2**30:,.1f} GiB in float32, and this machine has {have / 2**30:,.1f} GiB')
+    if want > have:
+        raise ConfigError(
+            f'vocab_size={c.vocab_size:,}, block_size={c.block_size:,}, n_layer={c.n_layer:,}, n_embd={c.n_embd:,}: the weights alone '
+            f'would take {want / 2**30:,.1f} GiB in float32, and this machine has {have / 2**30:,.1f} GiB'
+        )
 
 # %% ../nbs/02_model.ipynb #e46c44df
 def resolve_config(
-    config, # any object with some of the fields of `default_config`; it is not changed
+    config,  # any object with some of the fields of `default_config`; it is not changed
 ) -> CfgNode:
     "A complete, checked copy of `config`, with the preset's sizes filled in. `ConfigError` (a `ValueError`) says what is wrong."
     c = default_config()
@@ -166,63 +214,83 @@ def resolve_config(
 class GPT(nn.Module):
     "A GPT-2: token ids (B, T) to logits (B, T, vocab_size). Parameter names are those of minGPT and Hugging Face."
 
-    def __init__(self, config): # as from `get_default_config`; not changed. `ConfigError` (a `ValueError`) if it makes no sense
+    def __init__(
+        self, config
+    ):  # as from `get_default_config`; not changed. `ConfigError` (a `ValueError`) if it makes no sense
         super().__init__()
         c = self.config = resolve_config(config)
         self.block_size = c.block_size
-        self.transformer = nn.ModuleDict(dict(
-            wte=nn.Embedding(c.vocab_size, c.n_embd),           # what each token means
-            wpe=nn.Embedding(c.block_size, c.n_embd),           # what each position means
-            drop=nn.Dropout(c.embd_pdrop),
-            h=nn.ModuleList([Block(c) for _ in range(c.n_layer)]),
-            ln_f=nn.LayerNorm(c.n_embd, c.layer_norm_epsilon)))
+        self.transformer = nn.ModuleDict(
+            dict(
+                wte=nn.Embedding(c.vocab_size, c.n_embd),  # what each token means
+                wpe=nn.Embedding(c.block_size, c.n_embd),  # what each position means
+                drop=nn.Dropout(c.embd_pdrop),
+                h=nn.ModuleList([Block(c) for _ in range(c.n_layer)]),
+                ln_f=nn.LayerNorm(c.n_embd, c.layer_norm_epsilon),
+            )
+        )
         self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         init_weights(self)
-        if c.tie_weights: self.lm_head.weight = self.transformer.wte.weight
+        if c.tie_weights:
+            self.lm_head.weight = self.transformer.wte.weight
 
     get_default_config = staticmethod(default_config)
 
     @staticmethod
-    def from_pretrained(name_or_path, **kwargs): # 'gpt2', any GPT-2 on the Hugging Face hub, or a folder
+    def from_pretrained(
+        name_or_path, **kwargs
+    ):  # 'gpt2', any GPT-2 on the Hugging Face hub, or a folder
         "A GPT with trained weights, in eval mode: see `mingpt_nb.gpt2.load_pretrained`."
         from mingpt_nb.gpt2 import load_pretrained
+
         return load_pretrained(name_or_path, **kwargs)
 
 # %% ../nbs/02_model.ipynb #fde14b04
 def init_weights(
-    model:GPT, # changed in place
+    model: GPT,  # changed in place
 ):
     "GPT-2's initialisation: N(0, 0.02), projections onto the residual stream N(0, 0.02 / sqrt(2 n_layer)), biases 0, norms 1."
     model.apply(_init_module)
     std = 0.02 / math.sqrt(2 * model.config.n_layer)
     for name, p in model.named_parameters():
-        if name.endswith('c_proj.weight'): nn.init.normal_(p, std=std)
+        if name.endswith('c_proj.weight'):
+            nn.init.normal_(p, std=std)
+
 
 def _init_module(m):
-    if isinstance(m, (nn.Linear, nn.Embedding)): nn.init.normal_(m.weight, std=0.02)
-    if isinstance(m, nn.Linear) and m.bias is not None: nn.init.zeros_(m.bias)
-    if isinstance(m, nn.LayerNorm): m.reset_parameters()             # weight 1, bias 0
+    if isinstance(m, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(m.weight, std=0.02)
+    if isinstance(m, nn.Linear) and m.bias is not None:
+        nn.init.zeros_(m.bias)
+    if isinstance(m, nn.LayerNorm):
+        m.reset_parameters()  # weight 1, bias 0
 
 # %% ../nbs/02_model.ipynb #4ead2512
 @patch
-def save_pretrained(self:GPT, folder, tokenizer=None):
+def save_pretrained(self: GPT, folder, tokenizer=None):
     "Write a folder that Hugging Face's transformers loads: see `mingpt_nb.gpt2.save_pretrained`."
     from mingpt_nb.gpt2 import save_pretrained
+
     return save_pretrained(self, folder, tokenizer)
 
+
 @patch
-def to_hf(self:GPT):
+def to_hf(self: GPT):
     "The same model as a `GPT2LMHeadModel` of transformers: see `mingpt_nb.gpt2.to_hf`."
     from mingpt_nb.gpt2 import to_hf
+
     return to_hf(self)
 
 # %% ../nbs/02_model.ipynb #d522c21c
 def _load_by_name(self, state_dict, prefix, *args):
     _rename(self, state_dict, prefix)
-    if self.lm_head.weight is self.transformer.wte.weight: _check_tied(state_dict, prefix)
+    if self.lm_head.weight is self.transformer.wte.weight:
+        _check_tied(state_dict, prefix)
     nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
+
 GPT._load_from_state_dict = _load_by_name
+
 
 def _rename(model, state_dict, prefix):
     "Give the weights the names that they have in `model`, whatever is wrapped there or here."
@@ -231,51 +299,71 @@ def _rename(model, state_dict, prefix):
     for name in [n for n in state_dict if n.startswith(prefix)]:
         module, _, leaf = plain_name(name.removeprefix(prefix)).rpartition('.')
         new = f'{prefix}{here.get(module, module)}.{leaf}' if module else name
-        if new in renamed: raise ValueError(f'the state dict holds {plain_name(name)} twice')
-        renamed[new] = state_dict.pop(name)                       # `state_dict` is load_state_dict's own copy
+        if new in renamed:
+            raise ValueError(f'the state dict holds {plain_name(name)} twice')
+        renamed[new] = state_dict.pop(name)  # `state_dict` is load_state_dict's own copy
     state_dict.update(renamed)
 
+
 def _check_tied(state_dict, prefix):
-    head, table = (state_dict.get(f'{prefix}{name}.weight') for name in ('lm_head', 'transformer.wte'))
-    if head is None or table is None or head is table or head.shape != table.shape or head.is_meta or table.is_meta: return
-    if not torch.equal(head, table.to(head)): raise ValueError(
-        'lm_head.weight differs from transformer.wte.weight, and in this model they are one matrix (tie_weights=True)')
+    head, table = (
+        state_dict.get(f'{prefix}{name}.weight') for name in ('lm_head', 'transformer.wte')
+    )
+    if (
+        head is None
+        or table is None
+        or head is table
+        or head.shape != table.shape
+        or head.is_meta
+        or table.is_meta
+    ):
+        return
+    if not torch.equal(head, table.to(head)):
+        raise ValueError(
+            'lm_head.weight differs from transformer.wte.weight, and in this model they are one '
+            'matrix (tie_weights=True)'
+        )
 
 # %% ../nbs/02_model.ipynb #ed6ebee1
 @patch
-def embed(self:GPT, idx, start:int=0): # (B, T); position of the first token
+def embed(self: GPT, idx, start: int = 0):  # (B, T); position of the first token
     "Token plus position embeddings (B, T, n_embd). `ValueError` for wrong ids, or too many."
     idx, t = check_idx(idx, self.config.vocab_size), self.transformer
     end = start + idx.size(1)
     if end > self.block_size:
         raise ValueError(f'a sequence of {end} tokens does not fit block_size={self.block_size}')
-    x = t.wte(idx) + t.wpe.weight[start:end]                     # (B, T, C) + (T, C)
+    x = t.wte(idx) + t.wpe.weight[start:end]  # (B, T, C) + (T, C)
     return t.drop(x) if self.training else x
 
 # %% ../nbs/02_model.ipynb #66e5b91d
 @patch
-def hidden(self:GPT, idx, caches:list=None): # (B, T); one KVCache per layer, which then hold T tokens more
+def hidden(
+    self: GPT, idx, caches: list = None
+):  # (B, T); one KVCache per layer, which then hold T tokens more
     "The stream after the last layer norm: (B, T, n_embd)."
     x = self.embed(idx, caches[0].length if caches else 0)
-    for i, block in enumerate(self.transformer.h): x = block(x, caches[i] if caches else None)
+    for i, block in enumerate(self.transformer.h):
+        x = block(x, caches[i] if caches else None)
     return self.transformer.ln_f(x)
 
 # %% ../nbs/02_model.ipynb #d946739b
 def lm_loss(
-    logits, # (B, T, V), any float type; computed in float32
-    targets, # integers (B, T), -1 where there is nothing to predict
+    logits,  # (B, T, V), any float type; computed in float32
+    targets,  # integers (B, T), -1 where there is nothing to predict
 ):
     "Mean cross-entropy in nats over the targets that are not -1; 0 if there are none."
     targets = check_targets(targets, logits)
-    total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1,
-                            reduction='sum')
+    total = F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction='sum'
+    )
     return total / (targets != -1).sum().clamp(min=1)
 
 # %% ../nbs/02_model.ipynb #0079fd77
 @patch
-def forward(self:GPT,
-    idx, # integers (B, T), T at most block_size, ids in [0, vocab_size)
-    targets=None, # integers (B, T), the token after each; -1: not counted
+def forward(
+    self: GPT,
+    idx,  # integers (B, T), T at most block_size, ids in [0, vocab_size)
+    targets=None,  # integers (B, T), the token after each; -1: not counted
 ):
     "Logits (B, T, V) and the mean loss in nats, or None. `ValueError` for wrong shapes and ids."
     logits = self.lm_head(self.hidden(idx))
@@ -283,8 +371,8 @@ def forward(self:GPT,
 
 # %% ../nbs/02_model.ipynb #c030cb0e
 def decay_groups(
-    model:nn.Module,
-): # -> (decayed, not decayed)
+    model: nn.Module,
+):  # -> (decayed, not decayed)
     "The parameters in two lists: the matrices of linear layers, which are decayed, and all others. A tied embedding counts as embedding."
     ids = lambda *kinds: {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
     matrices = ids(nn.Linear) - ids(nn.Embedding)
@@ -293,67 +381,76 @@ def decay_groups(
 
 # %% ../nbs/02_model.ipynb #5ed38abd
 @patch
-def configure_optimizers(self:GPT,
-    train_config, # with learning_rate, betas, weight_decay
+def configure_optimizers(
+    self: GPT,
+    train_config,  # with learning_rate, betas, weight_decay
 ) -> torch.optim.AdamW:
     "AdamW (Loshchilov and Hutter 2017) with weight decay on the matrices only, in one fused kernel where the device has it."
     decayed, others = decay_groups(self)
-    groups = [dict(params=decayed, weight_decay=train_config.weight_decay), dict(params=others, weight_decay=0.)]
+    groups = [
+        dict(params=decayed, weight_decay=train_config.weight_decay),
+        dict(params=others, weight_decay=0.0),
+    ]
     fused = all(p.device.type in ('cpu', 'cuda') for p in self.parameters())
-    return torch.optim.AdamW(groups, lr=train_config.learning_rate, betas=train_config.betas, fused=fused)
+    return torch.optim.AdamW(
+        groups, lr=train_config.learning_rate, betas=train_config.betas, fused=fused
+    )
 
 # %% ../nbs/02_model.ipynb #45b834ff
 def filter_logits(
-    logits, # (B, V)
-    temperature:float=1.0, # above 0
-    top_k:int=None, # keep the k best, and what equals the last of them; None or 0: all
-    top_p:float=None, # keep the best that together reach this probability; None or 1: all
+    logits,  # (B, V)
+    temperature: float = 1.0,  # above 0
+    top_k: int = None,  # keep the k best, and what equals the last of them; None or 0: all
+    top_p: float = None,  # keep the best that together reach this probability; None or 1: all
 ):
     "Logits (B, V) scaled by the temperature, with -inf for the tokens that are not to be drawn."
     logits = logits / temperature
     if top_k and top_k < logits.size(-1):
-        kth = logits.topk(top_k).values[:, -1:]                  # (B, 1)
+        kth = logits.topk(top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth, -math.inf)
     if top_p is not None and top_p < 1:
         best, order = logits.sort(descending=True)
         p = best.softmax(-1)
-        drop = p.cumsum(-1) - p >= top_p                         # what stands before it is enough already
+        drop = p.cumsum(-1) - p >= top_p  # what stands before it is enough already
         logits = logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
     return logits
 
 # %% ../nbs/02_model.ipynb #b1a5632f
 @patch
-def new_caches(self:GPT, batch_size:int, max_len:int): # tokens that they have room for
+def new_caches(self: GPT, batch_size: int, max_len: int):  # tokens that they have room for
     "One empty `KVCache` per layer, on the model's device; on a CPU in float32, else in its dtype."
     c, w = self.config, self.lm_head.weight
     dtype = torch.float32 if w.device.type == 'cpu' else w.dtype
     sizes = batch_size, c.n_head, max_len, c.n_embd // c.n_head
     return [KVCache(*sizes, device=w.device, dtype=dtype) for _ in range(c.n_layer)]
 
+
 @patch
-def next_logits(self:GPT,
-    idx, # all tokens so far (B, T), any T
-    caches:list=None, # that hold the first of them
+def next_logits(
+    self: GPT,
+    idx,  # all tokens so far (B, T), any T
+    caches: list = None,  # that hold the first of them
 ):
     "Logits (B, V) for the token after `idx`, of which the last `block_size` tokens are seen."
     if caches and idx.size(-1) <= self.block_size:
-        x = self.hidden(idx[..., caches[0].length:], caches)
+        x = self.hidden(idx[..., caches[0].length :], caches)
     else:
-        x = self.hidden(idx[..., -self.block_size:])
-    return self.lm_head(x[:, -1])                      # (B, C) -> (B, V): only the last is needed
+        x = self.hidden(idx[..., -self.block_size :])
+    return self.lm_head(x[:, -1])  # (B, C) -> (B, V): only the last is needed
 
 # %% ../nbs/02_model.ipynb #67f05a1d
 @patch
 @torch.inference_mode()
-def stream(self:GPT,
-    idx, # integers (B, T), at least one token
-    max_new_tokens:int, # and all others: as in `generate`
-    temperature:float=1.0,
-    do_sample:bool=False,
-    top_k:int=None,
-    top_p:float=None,
+def stream(
+    self: GPT,
+    idx,  # integers (B, T), at least one token
+    max_new_tokens: int,  # and all others: as in `generate`
+    temperature: float = 1.0,
+    do_sample: bool = False,
+    top_k: int = None,
+    top_p: float = None,
     stop_tokens=None,
-    use_cache:bool=True,
+    use_cache: bool = True,
     generator=None,
     allowed=None,
 ):
@@ -364,7 +461,7 @@ def stream(self:GPT,
     max_new_tokens, temperature, top_k, top_p = settings
     B, T = idx.shape
     end = T + max_new_tokens
-    ids = idx.new_empty(B, end)                                         # room for all tokens
+    ids = idx.new_empty(B, end)  # room for all tokens
     ids[:, :T] = idx
     caches = self.new_caches(B, min(end, self.block_size)) if use_cache else None
     stops = torch.tensor(stop_tokens, device=idx.device)
@@ -372,7 +469,7 @@ def stream(self:GPT,
     mask = check_allowed(allowed, V)
     for n in range(T, end):
         with evaluating(self):
-            logits = self.next_logits(ids[:, :n], caches)               # (B, V)
+            logits = self.next_logits(ids[:, :n], caches)  # (B, V)
         if mask is not None:
             logits = logits.masked_fill(~mask.to(logits.device), -math.inf)
         new = draw(logits, temperature, do_sample, top_k, top_p, generator, position=n)
@@ -387,46 +484,59 @@ def stream(self:GPT,
 
 # %% ../nbs/02_model.ipynb #3227ed9f
 def draw(
-    logits, # (B, V)
-    temperature:float=1.0, # this and the rest: as in `generate`
-    do_sample:bool=False,
-    top_k:int=None,
-    top_p:float=None,
+    logits,  # (B, V)
+    temperature: float = 1.0,  # this and the rest: as in `generate`
+    do_sample: bool = False,
+    top_k: int = None,
+    top_p: float = None,
     generator=None,
-    position:int=None, # of the tokens, for the message
+    position: int = None,  # of the tokens, for the message
 ):
     "The best token of each row, or one drawn at random: LongTensor (B,). `ValueError` for NaN."
     check_logits(logits, position)
     if not do_sample or temperature == 0:
-        return logits.float().argmax(-1)                                # float: slow in bfloat16
+        return logits.float().argmax(-1)  # float: slow in bfloat16
     probs = filter_logits(logits.float(), temperature, top_k, top_p).softmax(-1)
     return torch.multinomial(probs, num_samples=1, generator=generator)[:, 0]
 
 # %% ../nbs/02_model.ipynb #d314346f
 @patch
-def generate(self:GPT,
-    idx, # integers (B, T), at least one token; longer than block_size: the last ones are seen
-    max_new_tokens:int, # tokens to append
-    temperature:float=1.0, # 0: greedy
-    do_sample:bool=False, # draw at random instead of taking the best
-    top_k:int=None, # draw from the k best only; None or 0: from all
-    top_p:float=None, # draw from the best that reach this probability; None: from all
-    stop_tokens=None, # an id or several: end a sequence after one of them
-    use_cache:bool=True, # keep keys and values of the past; same tokens, faster
-    generator=None, # torch.Generator on the model's device, for reproducible draws
-    allowed=None, # the ids that may be drawn, as from `known_ids(tokenizer)`; None: all
+def generate(
+    self: GPT,
+    idx,  # integers (B, T), at least one token; longer than block_size: the last ones are seen
+    max_new_tokens: int,  # tokens to append
+    temperature: float = 1.0,  # 0: greedy
+    do_sample: bool = False,  # draw at random instead of taking the best
+    top_k: int = None,  # draw from the k best only; None or 0: from all
+    top_p: float = None,  # draw from the best that reach this probability; None: from all
+    stop_tokens=None,  # an id or several: end a sequence after one of them
+    use_cache: bool = True,  # keep keys and values of the past; same tokens, faster
+    generator=None,  # torch.Generator on the model's device, for reproducible draws
+    allowed=None,  # the ids that may be drawn, as from `known_ids(tokenizer)`; None: all
 ):
     "`idx` with up to `max_new_tokens` tokens appended, LongTensor (B, T + n)."
     idx = check_idx(idx, self.config.vocab_size)
-    with evaluating(self):                                              # once for all tokens
-        new = list(self.stream(idx, max_new_tokens, temperature, do_sample, top_k, top_p,
-                               stop_tokens, use_cache, generator, allowed))
+    with evaluating(self):  # once for all tokens
+        new = list(
+            self.stream(
+                idx,
+                max_new_tokens,
+                temperature,
+                do_sample,
+                top_k,
+                top_p,
+                stop_tokens,
+                use_cache,
+                generator,
+                allowed,
+            )
+        )
     return torch.cat((idx, *(t[:, None] for t in new)), dim=1)
 
 # %% ../nbs/02_model.ipynb #926e7654
 @patch
 @torch.no_grad()
-def attention_weights(self:GPT, idx): # integers (B, T), T at most block_size
+def attention_weights(self: GPT, idx):  # integers (B, T), T at most block_size
     "How much each position looks at each before it: (n_layer, B, n_head, T, T), without dropout."
     weights = []
     with evaluating(self):

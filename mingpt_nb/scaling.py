@@ -10,119 +10,164 @@ __all__ = ['GAINS', 'QUICK', 'PEAKS', 'parts', 'choose_dtype', 'keep_mask', 'Qui
            'slice_like', 'peak', 'flops_per_token', 'speed']
 
 # %% ../nbs/08_scaling.ipynb #2b99a25c
-import atexit, contextlib, datetime, gc, logging, math, os, re, sys, traceback, warnings
+import atexit
+import contextlib
+import gc
+import logging
+import math
+import os
+import re
+import sys
+import traceback
+import warnings
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional as F
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 # %% ../nbs/08_scaling.ipynb #f2bc56d6
 from .attention import CausalSelfAttention
 from .model import GPT, NewGELU
-from .utils import (ConfigError, RunError, first_to_fail, layers, patch, pick_dtype,
-                             plain_name, set_seed, unwrap)
+from mingpt_nb.utils import (
+    ConfigError,
+    RunError,
+    first_to_fail,
+    layers,
+    patch,
+    pick_dtype,
+    plain_name,
+    set_seed,
+    unwrap,
+)
 
 # %% ../nbs/08_scaling.ipynb #67882586
 def parts(
-    x, y, # a batch; -1 in `y`: nothing to predict
-    n:int, # into so many parts, none of them empty
-    total=None, # targets of the whole batch, a tensor; default: those of `y`
+    x,
+    y,  # a batch; -1 in `y`: nothing to predict
+    n: int,  # into so many parts, none of them empty
+    total=None,  # targets of the whole batch, a tensor; default: those of `y`
 ):
     "Yield (x, y, share) for each part; the model's mean losses times the shares add up to the mean loss of the batch."
     count = lambda t: (t != -1).sum()
     total = (count(y) if total is None else total).clamp(min=1)
     n = min(n, len(x))
-    for a, b in zip(x.tensor_split(n), y.tensor_split(n)): yield a, b, count(b) / total
+    for a, b in zip(x.tensor_split(n), y.tensor_split(n)):
+        yield a, b, count(b) / total
 
 # %% ../nbs/08_scaling.ipynb #109f2815
-GAINS = 64 # width of a model from which on a CPU trains it faster in bfloat16
+GAINS = 64  # width of a model from which on a CPU trains it faster in bfloat16
+
 
 def choose_dtype(
-    name:str, # 'auto', 'float32', 'bfloat16', 'float16'
-    device:str, # as from `pick_device`
-    model, # a GPT, for its width
+    name: str,  # 'auto', 'float32', 'bfloat16', 'float16'
+    device: str,  # as from `pick_device`
+    model,  # a GPT, for its width
 ) -> torch.dtype:
     "The type to multiply matrices in; 'auto': the fastest for this device and this model. `ConfigError` for other names."
     types = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
-    if name in types: return types[name]
-    if name != 'auto': raise ConfigError(f"dtype must be 'auto', {', '.join(map(repr, types))}, got {name!r}")
-    width = getattr(getattr(model, 'config', None), 'n_embd', 0) # 0: a model that is not ours
+    if name in types:
+        return types[name]
+    if name != 'auto':
+        raise ConfigError(f"dtype must be 'auto', {', '.join(map(repr, types))}, got {name!r}")
+    width = getattr(getattr(model, 'config', None), 'n_embd', 0)  # 0: a model that is not ours
     return torch.float32 if device == 'cpu' and width < GAINS else pick_dtype(device)
 
 # %% ../nbs/08_scaling.ipynb #d7f5e317
 def keep_mask(
     shape,
-    p:float, # probability of False
-) -> torch.Tensor: # bool
+    p: float,  # probability of False
+) -> torch.Tensor:  # bool
     "A random mask from 16 bits per value: `p` is met within 1/131072."
     n = torch.Size(shape).numel()
-    bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-2**63, None)         # all 64 of them
+    bits = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # all 64 of them
     return (bits.view(torch.int16)[:n] >= round(p * 2**16) - 2**15).view(shape)
 
 # %% ../nbs/08_scaling.ipynb #5985836b
 class QuickDropout(nn.Dropout):
     "Dropout with `keep_mask`."
+
     def forward(self, x):
-        if not self.training or not self.p: return x
-        return x * keep_mask(x.shape, self.p).to(x.dtype).mul_(1 / (1 - self.p))       # in bfloat16, if x is
+        if not self.training or not self.p:
+            return x
+        return x * keep_mask(x.shape, self.p).to(x.dtype).mul_(
+            1 / (1 - self.p)
+        )  # in bfloat16, if x is
 
 # %% ../nbs/08_scaling.ipynb #812240c6
 class QuickAttention(CausalSelfAttention):
     "Attention that computes its weights while training, unless the context is long and nothing is dropped."
+
     def forward(self, x, cache=None, need_weights=False):
         (B, T, C), nh = x.shape, self.n_head
-        if need_weights or not self.training or T > 512 and not self.attn_dropout.p: return super().forward(x, cache, need_weights)
-        q, k, v = self.c_attn(x).view(B, T, 3, nh, C // nh).permute(2, 0, 3, 1, 4).flatten(1, 2)    # each (B * nh, T, hs)
-        future = torch.full((T, T), -torch.inf, dtype=q.dtype, device=q.device).triu(1)             # added to all scores
-        weights = torch.baddbmm(future, q, k.mT, alpha=q.size(-1)**-0.5).softmax(-1)                # (B * nh, T, T)
+        if need_weights or not self.training or T > 512 and not self.attn_dropout.p:
+            return super().forward(x, cache, need_weights)
+        q, k, v = (
+            self.c_attn(x).view(B, T, 3, nh, C // nh).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        )  # each (B * nh, T, hs)
+        future = torch.full((T, T), -torch.inf, dtype=q.dtype, device=q.device).triu(
+            1
+        )  # added to all scores
+        weights = torch.baddbmm(future, q, k.mT, alpha=q.size(-1) ** -0.5).softmax(
+            -1
+        )  # (B * nh, T, T)
         y = (self.attn_dropout(weights) @ v).view(B, nh, T, -1).transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
 # %% ../nbs/08_scaling.ipynb #67fa6134
 class QuickGELU(NewGELU):
     "The exact GELU while training, 0.0005 at most from the form with tanh."
-    def forward(self, x): return F.gelu(x) if self.training else super().forward(x)
+
+    def forward(self, x):
+        return F.gelu(x) if self.training else super().forward(x)
 
 # %% ../nbs/08_scaling.ipynb #ef7bcd7d
 QUICK = {nn.Dropout: QuickDropout, NewGELU: QuickGELU, CausalSelfAttention: QuickAttention}
 
+
 @contextlib.contextmanager
 def swapped(
-    model:nn.Module,
-    classes:dict, # {a class of modules: the class to use for them}
+    model: nn.Module,
+    classes: dict,  # {a class of modules: the class to use for them}
 ):
     "Within the block, modules of exactly these classes behave as the others."
     modules = [m for m in model.modules() if type(m) in classes]
     before = [type(m) for m in modules]
-    for m in modules: m.__class__ = classes[type(m)]
-    try: yield
+    for m in modules:
+        m.__class__ = classes[type(m)]
+    try:
+        yield
     finally:
-        for m, cls in zip(modules, before): m.__class__ = cls
+        for m, cls in zip(modules, before):
+            m.__class__ = cls
+
 
 @contextlib.contextmanager
 def precision(
-    model:nn.Module,
-    device:str,
-    dtype:torch.dtype,
-    quick:bool=True, # swap dropout, GELU and attention for what is quick on a CPU?
-): # a context manager
+    model: nn.Module,
+    device: str,
+    dtype: torch.dtype,
+    quick: bool = True,  # swap dropout, GELU and attention for what is quick on a CPU?
+):  # a context manager
     "Within the block, `model` multiplies matrices in `dtype`. With float32 it is plain torch, to the last bit."
     kind, small = torch.device(device).type, dtype != torch.float32
     classes = QUICK if quick and small and kind == 'cpu' else {}
-    with torch.autocast(kind, dtype if small else None, enabled=small), swapped(model, classes): yield
+    with torch.autocast(kind, dtype if small else None, enabled=small), swapped(model, classes):
+        yield
 
 # %% ../nbs/08_scaling.ipynb #1b553fc2
-def local_device(device:str) -> str:
+def local_device(device: str) -> str:
     "Join the other processes if `torchrun` or Slurm has started some; returns the device of this one."
     env = os.environ
-    if 'WORLD_SIZE' not in env or 'MASTER_ADDR' not in env: return device
+    if 'WORLD_SIZE' not in env or 'MASTER_ADDR' not in env:
+        return device
     sys.excepthook = tell_once
     kind, local = torch.device(device).type, int(env.get('LOCAL_RANK', 0))
     if kind == 'cuda':
@@ -130,15 +175,23 @@ def local_device(device:str) -> str:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         store, rank, world = next(rendezvous('env://'))
-        store = dist.PrefixStore(env.get('TORCHELASTIC_RESTART_COUNT', '0'), store)      # it still has the addresses of those who died
-        dist.init_process_group('cpu:gloo,cuda:nccl' if kind == 'cuda' else 'gloo', store=store, rank=rank, world_size=world)
-    sys.excepthook = tell_once                                       # torch has put its own there
-    if dist.get_rank():                                                  # one speaks for all
+        store = dist.PrefixStore(
+            env.get('TORCHELASTIC_RESTART_COUNT', '0'), store
+        )  # it still has the addresses of those who died
+        dist.init_process_group(
+            'cpu:gloo,cuda:nccl' if kind == 'cuda' else 'gloo',
+            store=store,
+            rank=rank,
+            world_size=world,
+        )
+    sys.excepthook = tell_once  # torch has put its own there
+    if dist.get_rank():  # one speaks for all
         logging.disable()
         sys.stdout = open(os.devnull, 'w')
     return device
 
-def rank_seed(seed:int, step:int, rank:int) -> int:
+
+def rank_seed(seed: int, step: int, rank: int) -> int:
     "A seed for `rank` alone, the same whenever this step is taken."
     return np.random.SeedSequence([seed, step, rank]).generate_state(1).item()
 
@@ -158,54 +211,91 @@ def tell_once(kind, error, trace):
 class Engine:
     "Computes gradients for `trainer`: in parts, in a small type, compiled, on many processes, as its config says."
 
-    def __init__(self, trainer, given=None): # the model as the trainer was given it, perhaps in a wrapper
+    def __init__(
+        self, trainer, given=None
+    ):  # the model as the trainer was given it, perhaps in a wrapper
         c, self.trainer = trainer.config, trainer
         self.given = layers(trainer.model if given is None else given)
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        if c.batch_size < self.world: raise ConfigError(f'batch_size={c.batch_size} cannot be shared by {self.world} processes')
+        self.rank, self.world = (
+            (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        )
+        if c.batch_size < self.world:
+            raise ConfigError(
+                f'batch_size={c.batch_size} cannot be shared by {self.world} processes'
+            )
         self.kind = torch.device(trainer.device).type
         self.parts, self.eval_parts, self.told = c.accumulate, 1, False
-        self.compiling = self.compiled = c.compile or any('_orig_mod' in m._modules for m in self.given)
+        self.compiling = self.compiled = c.compile or any(
+            '_orig_mod' in m._modules for m in self.given
+        )
         self.use(choose_dtype(c.dtype, trainer.device, trainer.model))
-        if self.kind == 'cuda': torch.set_float32_matmul_precision('high')     # float32 products with 10 bits of precision, TF32
+        if self.kind == 'cuda':
+            torch.set_float32_matmul_precision(
+                'high'
+            )  # float32 products with 10 bits of precision, TF32
         self.sharded, self.net, self.event = False, None, None
         self.net = self.wrap()
-        if self.world > 1: atexit.register(self.close)
+        if self.world > 1:
+            atexit.register(self.close)
 
-    def use(self, dtype:torch.dtype):
+    def use(self, dtype: torch.dtype):
         self.dtype = dtype
         self.scaler = torch.amp.GradScaler(self.kind, enabled=dtype == torch.float16)
 
-    def close(self): # the threads that talk to the others end before Python does, which would abort
-        if hasattr(sys, 'last_value'): return                            # after an error, nobody answers
+    def close(
+        self,
+    ):  # the threads that talk to the others end before Python does, which would abort
+        if hasattr(sys, 'last_value'):
+            return  # after an error, nobody answers
         self.net = None
         gc.collect()
-        if dist.is_initialized(): dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
-    def precision(self): # torch.compile writes its own dropout
-        return precision(self.trainer.model, self.trainer.device, self.dtype, quick=not self.compiling)
+    def precision(self):  # torch.compile writes its own dropout
+        return precision(
+            self.trainer.model, self.trainer.device, self.dtype, quick=not self.compiling
+        )
 
 # %% ../nbs/08_scaling.ipynb #e1f0a2b4
 @patch
-def ways(self:Engine) -> dict:
+def ways(self: Engine) -> dict:
     "On what device, in what type and parts, by how many processes it computes: other ways, other bits."
     c = self.trainer.config
-    return dict(device=self.kind, dtype=str(self.dtype).removeprefix('torch.'), accumulate=c.accumulate,
-                compile=self.compiled, processes=self.world, parallel='fsdp' if self.sharded else 'ddp')
+    return dict(
+        device=self.kind,
+        dtype=str(self.dtype).removeprefix('torch.'),
+        accumulate=c.accumulate,
+        compile=self.compiled,
+        processes=self.world,
+        parallel='fsdp' if self.sharded else 'ddp',
+    )
+
 
 @patch
-def state(self:Engine) -> dict:
+def state(self: Engine) -> dict:
     "What it has found out, as JSON takes it."
-    return dict(parts=self.parts, eval_parts=self.eval_parts, compiling=self.compiling, scaler=self.scaler.state_dict())
+    return dict(
+        parts=self.parts,
+        eval_parts=self.eval_parts,
+        compiling=self.compiling,
+        scaler=self.scaler.state_dict(),
+    )
+
 
 @patch
-def load_state(self:Engine, state:dict): # from `state`, also without some of it; `dtype` is the name of a type to use
+def load_state(
+    self: Engine, state: dict
+):  # from `state`, also without some of it; `dtype` is the name of a type to use
     "Go on with what another engine has found out."
     dtype = getattr(torch, state.get('dtype', ''), self.dtype)
     if dtype != self.dtype:
         self.use(dtype)
-    self.parts, self.eval_parts = state.get('parts', self.parts), state.get('eval_parts', self.eval_parts)
-    if self.compiling and not state.get('compiling', True):              # it failed
+    self.parts, self.eval_parts = (
+        state.get('parts', self.parts),
+        state.get('eval_parts', self.eval_parts),
+    )
+    if self.compiling and not state.get('compiling', True):  # it failed
         self.compiling, self.net, self.given = False, None, [self.trainer.model]
         self.net = self.wrap()
     if state['scaler'] and self.scaler.is_enabled():
@@ -213,47 +303,54 @@ def load_state(self:Engine, state:dict): # from `state`, also without some of it
 
 # %% ../nbs/08_scaling.ipynb #c9b8783d
 @patch
-def share(self:Engine, batches):
+def share(self: Engine, batches):
     "The (step, indices) of `batches` with the slice of the indices that is this process's."
     cut = lambda ids, rank: len(ids) * rank // self.world
     for step, ids in batches:
-        yield step, ids[cut(ids, self.rank):cut(ids, self.rank + 1)]
+        yield step, ids[cut(ids, self.rank) : cut(ids, self.rank + 1)]
+
 
 @patch
-def sum(self:Engine, t):
+def sum(self: Engine, t):
     "The sum of a tensor over all processes."
     if self.world > 1:
         self.check_company()
         dist.all_reduce(t)
     return t
 
+
 @patch
-def data_seed(self:Engine) -> int:
+def data_seed(self: Engine) -> int:
     "For the random numbers in this process's data, see `drawing` of chapter 03."
     return rank_seed(self.trainer.seed, 0, self.rank) if self.rank else self.trainer.seed
 
+
 @patch
-def agree(self:Engine, n:int) -> int:
+def agree(self: Engine, n: int) -> int:
     "The largest of the processes' numbers."
-    if self.world == 1: return n
+    if self.world == 1:
+        return n
     self.check_company()
-    n = torch.tensor(int(n))                                             # on the CPU, also with GPUs
+    n = torch.tensor(int(n))  # on the CPU, also with GPUs
     dist.all_reduce(n, dist.ReduceOp.MAX)
     return n.item()
 
 # %% ../nbs/08_scaling.ipynb #960ba437
-def shard(model:nn.Module):
+def shard(model: nn.Module):
     "Cut the parameters of a model into slices, one per process, block by block (FSDP2). All start from the values of rank 0."
     from torch.distributed.fsdp import fully_shard
-    for t in (*model.parameters(), *model.buffers()): dist.broadcast(t.data, 0)
+
+    for t in (*model.parameters(), *model.buffers()):
+        dist.broadcast(t.data, 0)
     for m in list(model.modules()):
         if isinstance(m, nn.ModuleList):
-            for block in m: fully_shard(block)
+            for block in m:
+                fully_shard(block)
     fully_shard(model)
 
 # %% ../nbs/08_scaling.ipynb #1e432cde
 @patch
-def wrap(self:Engine) -> nn.Module:
+def wrap(self: Engine) -> nn.Module:
     "What `gradient` calls: the model, compiled if that is wanted, and shared between the processes if there are some."
     c, model = self.trainer.config, self.trainer.model
     if c.parallel == 'fsdp' and self.scaler.is_enabled():
@@ -268,88 +365,119 @@ def wrap(self:Engine) -> nn.Module:
     if self.compiling:
         came = [m for m in self.given if '_orig_mod' in m._modules]
         net = came[0] if came else torch.compile(model)
-    return nn.parallel.DistributedDataParallel(net) if dist.is_initialized() and not self.sharded else net
+    return (
+        nn.parallel.DistributedDataParallel(net)
+        if dist.is_initialized() and not self.sharded
+        else net
+    )
+
 
 @patch
-def in_ddp(self:Engine) -> bool:
+def in_ddp(self: Engine) -> bool:
     "Did the model come in a wrapper that shares its gradients?"
     return any(isinstance(m, nn.parallel.DistributedDataParallel) for m in self.given)
 
-@patch
-def check_wrappers(self:Engine):
-    "`ConfigError` for a model that is cut in slices already, or whose wrapper does not go with `parallel`."
-    cut = any('_fsdp_wrapped_module' in m._modules for m in self.trainer.model.modules()) or (
-        not self.sharded and any(isinstance(p, DTensor) for p in self.trainer.model.parameters()))
-    if cut or '_fsdp_wrapped_module' in self.given[0]._modules:
-        raise ConfigError("the model is cut in slices already: give the trainer the model itself, and parallel='fsdp'")
-    if self.in_ddp() and self.trainer.config.parallel == 'fsdp':
-        raise ConfigError("the model is in DistributedDataParallel: give the trainer the model itself for parallel='fsdp'")
 
 @patch
-def syncing(self:Engine, last:bool): # a context manager
+def check_wrappers(self: Engine):
+    "`ConfigError` for a model that is cut in slices already, or whose wrapper does not go with `parallel`."
+    cut = any('_fsdp_wrapped_module' in m._modules for m in self.trainer.model.modules()) or (
+        not self.sharded and any(isinstance(p, DTensor) for p in self.trainer.model.parameters())
+    )
+    if cut or '_fsdp_wrapped_module' in self.given[0]._modules:
+        raise ConfigError(
+            "the model is cut in slices already: give the trainer the model itself, and parallel='fsdp'"
+        )
+    if self.in_ddp() and self.trainer.config.parallel == 'fsdp':
+        raise ConfigError(
+            "the model is in DistributedDataParallel: give the trainer the model itself for parallel='fsdp'"
+        )
+
+
+@patch
+def syncing(self: Engine, last: bool):  # a context manager
     "Within the block, gradients are sent to the other processes in the last part of a batch only."
-    if self.sharded: self.trainer.model.set_requires_gradient_sync(last)
-    if last or self.sharded or not dist.is_initialized(): return contextlib.nullcontext()
+    if self.sharded:
+        self.trainer.model.set_requires_gradient_sync(last)
+    if last or self.sharded or not dist.is_initialized():
+        return contextlib.nullcontext()
     return self.net.no_sync()
 
 # %% ../nbs/08_scaling.ipynb #c694fd10
 @patch
-def gradient(self:Engine, x, y): # the rows of this process
+def gradient(self: Engine, x, y):  # the rows of this process
     "Leave the gradient of the whole batch's mean loss in the parameters; returns that loss."
     loss, total = torch.zeros((), device=x.device), self.sum((y != -1).sum())
     jobs = list(parts(x, y, min(self.parts, self.trainer.config.batch_size // self.world), total))
     for i, (a, b, share) in enumerate(jobs):
         with self.syncing(i == len(jobs) - 1):
-            with self.precision(): part = self.net(a, b)[1] * share
-            self.scaler.scale(part * self.world).backward()              # processes take a mean, and we want a sum
+            with self.precision():
+                part = self.net(a, b)[1] * share
+            self.scaler.scale(
+                part * self.world
+            ).backward()  # processes take a mean, and we want a sum
         loss += part.detach()
     return self.sum(loss)
 
 # %% ../nbs/08_scaling.ipynb #6f862be7
 @patch
-def clip(self:Engine, limit:float) -> float:
+def clip(self: Engine, limit: float) -> float:
     "Scale the gradient back to norm `limit` if it is longer; returns the norm that it had."
     self.scaler.unscale_(self.trainer.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(self.trainer.model.parameters(), limit)
-    return (norm.full_tensor() if hasattr(norm, 'full_tensor') else norm).item()     # of the pieces on all devices
+    return (
+        norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
+    ).item()  # of the pieces on all devices
+
 
 @patch
-def step(self:Engine):
+def step(self: Engine):
     "One step of the optimizer; none if a gradient in float16 overflowed, and then the scale is halved."
-    try: self.scaler.step(self.trainer.optimizer)
-    except torch.OutOfMemoryError as e: raise type(e)(
-        f'step {self.trainer.iter_num}: no memory for the state of the optimizer: {e}. AdamW keeps two numbers for each weight: take a smaller '
-        f"model, or parallel='fsdp' on several devices. Last checkpoint: {self.trainer.checkpoint}") from e
+    try:
+        self.scaler.step(self.trainer.optimizer)
+    except torch.OutOfMemoryError as e:
+        raise type(e)(
+            f'step {self.trainer.iter_num}: no memory for the state of the optimizer: {e}. AdamW keeps two numbers for each weight: take a smaller '
+            f"model, or parallel='fsdp' on several devices. Last checkpoint: {self.trainer.checkpoint}"
+        ) from e
     self.scaler.update()
 
+
 @patch
-def is_finite(self:Engine, p) -> bool:
+def is_finite(self: Engine, p) -> bool:
     "Is each number finite that this process holds of `p`?"
     mine = p.to_local() if isinstance(p, DTensor) else p
     return mine.detach().isfinite().all().item()
 
+
 @patch
-def overflowed(self:Engine) -> bool:
+def overflowed(self: Engine) -> bool:
     "Is a gradient that is not finite the scale's fault, so that a smaller one may help?"
-    return self.scaler.is_enabled() and math.isfinite(self.trainer.loss) and self.scaler.get_scale() > 1
+    return (
+        self.scaler.is_enabled()
+        and math.isfinite(self.trainer.loss)
+        and self.scaler.get_scale() > 1
+    )
 
 # %% ../nbs/08_scaling.ipynb #816f31c6
 class NoTalk(TorchDispatchMode):
     "Within the block a tensor that needs other processes is a `RunError`."
+
     def __init__(self, why):
         super().__init__()
         self.why = why
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if DTensor in types:
-            return NotImplemented                            # it comes back in its parts
+            return NotImplemented  # it comes back in its parts
         if 'c10d' in func.namespace:
             raise RunError(self.why)
         return func(*args, **(kwargs or {}))
 
+
 @patch
 @contextlib.contextmanager
-def alone(self:Engine, event:str): # what callbacks are called for
+def alone(self: Engine, event: str):  # what callbacks are called for
     """Within the block this process acts alone. `RunError` if it needs the others, or changes
     weights or settings that all must share."""
     if self.world == 1:
@@ -365,21 +493,26 @@ def alone(self:Engine, event:str): # what callbacks are called for
     finally:
         self.event = None
 
+
 @patch
-def check_company(self:Engine):
+def check_company(self: Engine):
     "`RunError` if the others will not answer, since this process acts alone."
     if self.event:
         raise RunError(self._only_first('needs the other processes'))
 
-@patch
-def _only_first(self:Engine, what):
-    fsdp = ' With FSDP it must not use the model, whose slices the others hold.'
-    return (f'step {self.trainer.iter_num}: a callback of {self.event} {what}, and runs in the '
-            f'first process only.{fsdp if self.sharded else ""} What all must do belongs into a '
-            'class of your own, derived from Trainer')
 
 @patch
-def _shared(self:Engine):
+def _only_first(self: Engine, what):
+    fsdp = ' With FSDP it must not use the model, whose slices the others hold.'
+    return (
+        f'step {self.trainer.iter_num}: a callback of {self.event} {what}, and runs in the '
+        f'first process only.{fsdp if self.sharded else ""} What all must do belongs into a '
+        'class of your own, derived from Trainer'
+    )
+
+
+@patch
+def _shared(self: Engine):
     "What must stay the same: a sum over the bits of each weight, and the settings."
     bits, sums = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}, []
     for p in self.trainer.model.parameters():
@@ -389,64 +522,90 @@ def _shared(self:Engine):
 
 # %% ../nbs/08_scaling.ipynb #b548381b
 @patch
-def backward(self:Engine, x, y): # the rows of this process
+def backward(self: Engine, x, y):  # the rows of this process
     "`gradient`, with a batch that does not fit into memory cut into more parts, for good. `OutOfMemoryError` if a single row does not fit."
-    if self.rank: set_seed(rank_seed(self.trainer.seed, self.trainer.iter_num, self.rank))     # its own dropout
+    if self.rank:
+        set_seed(rank_seed(self.trainer.seed, self.trainer.iter_num, self.rank))  # its own dropout
     while True:
         self.trainer.optimizer.zero_grad()
         state = self.random_state()
-        try: return self.gradient(x, y)
-        except torch.OutOfMemoryError as e: self.halve(e, len(x))
+        try:
+            return self.gradient(x, y)
+        except torch.OutOfMemoryError as e:
+            self.halve(e, len(x))
         except Exception as e:
-            if not self.compiling or self.in_ddp(): raise
+            if not self.compiling or self.in_ddp():
+                raise
             self.do_without_compiler(e)
         self.random_state(state)
 
 # %% ../nbs/08_scaling.ipynb #aea08318
 @patch
-def halve(self:Engine, error, rows):
+def halve(self: Engine, error, rows):
     "Twice as many parts from now on, and one warning."
     n = self.trainer.iter_num
-    if self.world > 1: raise type(error)(
-        f'step {n}, rank {self.rank}: {error}. Processes cannot cut their batches on their own: set accumulate={2 * self.parts}') from error
-    if self.parts >= rows: raise type(error)(
-        f'step {n}: one row at a time does not fit into memory: {error}. Take a smaller block_size or a smaller model, '
-        f"or parallel='fsdp' on several devices. Last checkpoint: {self.trainer.checkpoint}") from error
+    if self.world > 1:
+        raise type(error)(
+            f'step {n}, rank {self.rank}: {error}. Processes cannot cut their batches on their '
+            f'own: set accumulate={2 * self.parts}'
+        ) from error
+    if self.parts >= rows:
+        raise type(error)(
+            f'step {n}: one row at a time does not fit into memory: {error}. Take a smaller '
+            f'block_size or a smaller model, '
+            f"or parallel='fsdp' on several devices. Last checkpoint: {self.trainer.checkpoint}"
+        ) from error
     self.parts *= 2
-    if not self.told: warnings.warn(
-        f'step {n}: out of memory with {-(-rows * 2 // self.parts)} rows at a time. From now on fewer, and their gradients '
-        f'accumulated: the training is the same. accumulate={self.parts} does so from the start', stacklevel=5)
+    if not self.told:
+        warnings.warn(
+            f'step {n}: out of memory with {-(-rows * 2 // self.parts)} rows at a time. From now '
+            f'on fewer, and their gradients '
+            f'accumulated: the training is the same. accumulate={self.parts} does so from the '
+            f'start',
+            stacklevel=5,
+        )
     self.told = True
 
+
 @patch
-def random_state(self:Engine, state=None):
+def random_state(self: Engine, state=None):
     "The states of torch's generators; or put them back."
     cuda = torch.cuda if self.kind == 'cuda' else None
-    if state is None: return torch.get_rng_state(), cuda and cuda.get_rng_state(self.trainer.device)
+    if state is None:
+        return torch.get_rng_state(), cuda and cuda.get_rng_state(self.trainer.device)
     torch.set_rng_state(state[0])
     if cuda:
         cuda.set_rng_state(state[1], self.trainer.device)
-        cuda.empty_cache()                                               # for the parts, which want other sizes
+        cuda.empty_cache()  # for the parts, which want other sizes
 
 # %% ../nbs/08_scaling.ipynb #1ac5e4f0
 @patch
-def total_loss(self:Engine, x, y) -> float:
+def total_loss(self: Engine, x, y) -> float:
     "The sum of the losses of all targets of a batch, without gradients, in as many parts as fit into memory."
     while True:
         jobs = list(parts(x, y, self.eval_parts))
         try:
-            with self.precision(): return sum(self.trainer.model(a, b)[1].item() * (b != -1).sum().item() for a, b, _ in jobs)
+            with self.precision():
+                return sum(
+                    self.trainer.model(a, b)[1].item() * (b != -1).sum().item() for a, b, _ in jobs
+                )
         except torch.OutOfMemoryError:
-            if len(jobs) == len(x): raise
+            if len(jobs) == len(x):
+                raise
             self.eval_parts *= 2
-        if self.kind == 'cuda': torch.cuda.empty_cache()
+        if self.kind == 'cuda':
+            torch.cuda.empty_cache()
 
 # %% ../nbs/08_scaling.ipynb #94cbf54f
 @patch
-def do_without_compiler(self:Engine, error):
+def do_without_compiler(self: Engine, error):
     "Go on with the plain model, and say why, once."
     reason = str(error).strip().splitlines()
-    warnings.warn(f'torch.compile failed, going on without: {type(error).__name__}: {reason[0] if reason else ""}', stacklevel=5)
+    warnings.warn(
+        f'torch.compile failed, going on without: {type(error).__name__}: '
+        f'{reason[0] if reason else ""}',
+        stacklevel=5,
+    )
     self.compiling, self.net, self.given = False, None, [self.trainer.model]
     self.net = self.wrap()
 
@@ -455,17 +614,21 @@ def whole(t):
     "The entire tensor of which each process holds a slice, on the CPU; all must ask. Other things are returned as they are."
     return t.full_tensor().cpu() if isinstance(t, DTensor) else t
 
+
 def slice_like(t, like):
     "This process's slice of `t`, cut as `like` is, if that is cut and of the same shape."
-    if not isinstance(like, DTensor) or t.shape != like.shape: return t
+    if not isinstance(like, DTensor) or t.shape != like.shape:
+        return t
     return distribute_tensor(t.detach().to(like.device), like.device_mesh, like.placements)
 
+
 def _unsharded(model):
-    with torch.random.fork_rng(): return GPT(model.config)                # the numbers it draws are not those of the run
+    with torch.random.fork_rng():
+        return GPT(model.config)  # the numbers it draws are not those of the run
 
 # %% ../nbs/08_scaling.ipynb #0dfde627
 @patch
-def whole_model(self:Engine) -> nn.Module:
+def whole_model(self: Engine) -> nn.Module:
     "The model with all of its weights: itself, or a copy if they are cut. All processes must ask."
     if not self.sharded:
         return self.trainer.model
@@ -473,18 +636,23 @@ def whole_model(self:Engine) -> nn.Module:
     model.load_state_dict({k: whole(v) for k, v in self.trainer.model.state_dict().items()})
     return model
 
+
 @patch
-def read_weights(self:Engine, file) -> dict: # name: tensor
+def read_weights(self: Engine, file) -> dict:  # name: tensor
     "Weights from a safetensors file. `ValueError` unless they are those of the model, with the same shapes."
-    try: found = load_file(file)
-    except SafetensorError as e: raise ValueError(f'{file} is damaged: {e}') from e
+    try:
+        found = load_file(file)
+    except SafetensorError as e:
+        raise ValueError(f'{file} is damaged: {e}') from e
     ours, twins = self._tensors(), {}
-    for name, t in ours.items(): twins.setdefault(id(t), []).append(name)      # tied weights are one, and saved once
+    for name, t in ours.items():
+        twins.setdefault(id(t), []).append(name)  # tied weights are one, and saved once
     for names in twins.values():
         there = [name for name in names if name in found]
         if not there:
             raise ValueError(f'{file} lacks {names[0]}')
-        for name in names: found.setdefault(name, found[there[0]])
+        for name in names:
+            found.setdefault(name, found[there[0]])
     if strange := sorted(found.keys() - ours.keys()):
         raise ValueError(f'{file} holds {strange[0]}, which the model has not')
     for name, t in ours.items():
@@ -492,60 +660,94 @@ def read_weights(self:Engine, file) -> dict: # name: tensor
             raise ValueError(f'{file}: {name} is {_describe(found[name])}, not {_describe(t)}')
     return found
 
-def _describe(t): return f'{tuple(t.shape)} of {str(t.dtype).removeprefix("torch.")}'
+
+def _describe(t):
+    return f'{tuple(t.shape)} of {str(t.dtype).removeprefix("torch.")}'
+
 
 @patch
-def _tensors(self:Engine):
+def _tensors(self: Engine):
     named = unwrap(self.trainer.model).state_dict(keep_vars=True)
     return {plain_name(name): t for name, t in named.items()}
 
+
 @patch
 @torch.no_grad()
-def set_weights(self:Engine, weights:dict): # from `read_weights`
+def set_weights(self: Engine, weights: dict):  # from `read_weights`
     "Of each weight, this process takes its part."
-    for name, t in self._tensors().items(): t.copy_(slice_like(weights[name], t))
+    for name, t in self._tensors().items():
+        t.copy_(slice_like(weights[name], t))
 
 # %% ../nbs/08_scaling.ipynb #badae2ee
 @patch
-def optimizer_state(self:Engine) -> dict:
+def optimizer_state(self: Engine) -> dict:
     "The optimizer's state dict as one process has it."
     return tree_map(whole, self.trainer.optimizer.state_dict())
 
+
 @patch
-def load_optimizer(self:Engine, state:dict):
+def load_optimizer(self: Engine, state: dict):
     "Put back what `optimizer_state` gave, also on another number of processes."
     if self.sharded:
         state = _cut_state(self.trainer.optimizer, state)
     self.trainer.optimizer.load_state_dict(state)
 
+
 def _cut_state(optimizer, state):
-    if hasattr(optimizer, 'optimizers'):                                 # several as one, chapter 06
-        return {'optimizers': [_cut_state(o, s) for o, s in zip(optimizer.optimizers, state['optimizers'])]}
+    if hasattr(optimizer, 'optimizers'):  # several as one, chapter 06
+        return {
+            'optimizers': [
+                _cut_state(o, s) for o, s in zip(optimizer.optimizers, state['optimizers'])
+            ]
+        }
     params = [p for g in optimizer.param_groups for p in g['params']]
-    cut = {i: {k: slice_like(v, params[i]) for k, v in s.items()} for i, s in state['state'].items()}
+    cut = {
+        i: {k: slice_like(v, params[i]) for k, v in s.items()} for i, s in state['state'].items()
+    }
     return state | {'state': cut}
 
 # %% ../nbs/08_scaling.ipynb #90c8388c
-PEAKS = { # part of a device's name: 10**12 operations per second
-    'B200': 2250, 'H200': 989, 'H100 PCIe': 756, 'H100': 989, 'A100': 312, 'L40S': 362, 'A40': 150, 'A10': 125, 'L4': 121, 'V100': 125, 'T4': 65,
-    'RTX 5090': 210, 'RTX 4090': 165, 'RTX 3090': 71}
+PEAKS = {  # part of a device's name: 10**12 operations per second
+    'B200': 2250,
+    'H200': 989,
+    'H100 PCIe': 756,
+    'H100': 989,
+    'A100': 312,
+    'L40S': 362,
+    'A40': 150,
+    'A10': 125,
+    'L4': 121,
+    'V100': 125,
+    'T4': 65,
+    'RTX 5090': 210,
+    'RTX 4090': 165,
+    'RTX 3090': 71,
+}
 
-def peak(name:str): # -> float, or None
+
+def peak(name: str):  # -> float, or None
     "Operations per second of the device of this name, None if it is unknown."
     return next((10**12 * v for k, v in PEAKS.items() if re.search(rf'{k}\b', name)), None)
 
+
 def flops_per_token(
-    model, # a GPT
-    T:int, # tokens in a row
+    model,  # a GPT
+    T: int,  # tokens in a row
 ) -> int:
     "Operations of forward and backward for one token; looking up embeddings is none."
     c, weights = model.config, sum(p.numel() for p in model.parameters())
-    looked_up = model.transformer.wpe.weight.numel() + (0 if c.tie_weights else model.transformer.wte.weight.numel())
+    looked_up = model.transformer.wpe.weight.numel() + (
+        0 if c.tie_weights else model.transformer.wte.weight.numel()
+    )
     return 6 * (weights - looked_up) + 12 * c.n_layer * c.n_embd * T
+
 
 def speed(trainer) -> dict:
     "`tokens_per_second` of the last step, counting full rows, and `mfu`, None where the peak is unknown."
     T, engine = trainer.model.config.block_size, trainer.engine
     tokens = trainer.config.batch_size * T / trainer.iter_dt
     top = peak(torch.cuda.get_device_name(trainer.device) if engine.kind == 'cuda' else 'unknown')
-    return dict(tokens_per_second=tokens, mfu=top and tokens * flops_per_token(trainer.model, T) / (top * engine.world))
+    return dict(
+        tokens_per_second=tokens,
+        mfu=top and tokens * flops_per_token(trainer.model, T) / (top * engine.world),
+    )

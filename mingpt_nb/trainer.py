@@ -10,15 +10,26 @@ __all__ = ['CHOICES', 'NO_TARGETS', 'logger', 'as_pair', 'collate', 'batch_indic
            'plain_weights', 'save_model', 'sized', 'described', 'read_weights', 'fit_weights', 'load_model']
 
 # %% ../nbs/03_trainer.ipynb #e1053f1f
-import builtins, contextlib, itertools, json, logging, math, os, random, signal, time, warnings
+import builtins
+import contextlib
+import itertools
+import json
+import logging
+import math
+import os
+import random
+import signal
+import time
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 # %% ../nbs/03_trainer.ipynb #2b42aa6b
 from .bpe import check_fit, load_tokenizer
@@ -26,29 +37,47 @@ from .checks import as_integer, as_number
 from .data import tokenizer_print
 from .files import about, as_path, misfits, read_json, write_model
 from .model import GPT, count_params, resolve_config
-from .utils import (Bar, CfgNode, ConfigError, RunError, evaluating, hold, machine_memory,
-                             most_workers, patch, pick_device, plain_name, set_seed, unwrap)
+from mingpt_nb.utils import (
+    Bar,
+    CfgNode,
+    ConfigError,
+    RunError,
+    evaluating,
+    hold,
+    machine_memory,
+    most_workers,
+    patch,
+    pick_device,
+    plain_name,
+    set_seed,
+    unwrap,
+)
 
 # %% ../nbs/03_trainer.ipynb #00c618ee
 def as_pair(
-    item, # with input_ids, and perhaps labels and attention_mask, (T + 1,) or (B, T + 1), as of Hugging Face
-): # -> (x, y)
+    item,  # with input_ids, and perhaps labels and attention_mask, (T + 1,) or (B, T + 1), as of Hugging Face
+):  # -> (x, y)
     "x and y of T tokens. Without `labels` all tokens are predicted but padding, which must stand on the right."
     if 'input_ids' not in item:
-        raise ValueError(f'an item that is a dictionary needs input_ids, and has {", ".join(map(str, item))}')
+        raise ValueError(
+            f'an item that is a dictionary needs input_ids, and has {", ".join(map(str, item))}'
+        )
     ids, mask = torch.as_tensor(item['input_ids']), item.get('attention_mask')
     y = item.get('labels')
     y = _targets(ids if y is None else torch.as_tensor(y))
     if mask is not None:
         mask = torch.as_tensor(mask)
         if (mask[..., 1:] > mask[..., :-1]).any():
-            raise ValueError('attention_mask hides tokens that stand before others: pad on the right')
+            raise ValueError(
+                'attention_mask hides tokens that stand before others: pad on the right'
+            )
         if 'labels' not in item:
             y = y.masked_fill(mask == 0, -1)
     return ids[..., :-1], y[..., 1:]
 
+
 def collate(
-    items, # a list of (x, y) as `__getitem__` gives them, or the (x, y) of a whole batch; see `as_pair` for dictionaries
+    items,  # a list of (x, y) as `__getitem__` gives them, or the (x, y) of a whole batch; see `as_pair` for dictionaries
 ):
     """The batch as [x, y], each with a first dimension of the batch; -100 in y becomes -1.
     `ValueError` for items of different lengths."""
@@ -62,15 +91,18 @@ def collate(
     x, y = items
     return [x, _targets(y)]
 
+
 def _stack(items):
     try:
         return default_collate(items)
     except RuntimeError as e:
         lengths = sorted({tuple(len(t) for t in item) for item in items})
-        raise ValueError('items of one batch must have equal lengths; '
-                         f'the lengths of (x, y) here are {lengths}') from e
+        raise ValueError(
+            f'items of one batch must have equal lengths; the lengths of (x, y) here are {lengths}'
+        ) from e
 
-def _targets(y): # as int64 first: a byte cannot be -1, and for it -100 is 156
+
+def _targets(y):  # as int64 first: a byte cannot be -1, and for it -100 is 156
     if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.dtype == torch.bool:
         return y
     y = y.long()
@@ -78,10 +110,10 @@ def _targets(y): # as int64 first: a byte cannot be -1, and for it -100 is 156
 
 # %% ../nbs/03_trainer.ipynb #1e48c614
 def batch_indices(
-    seed:int, # of the run, 0 or more
-    step:int, # counted from 0
-    n:int, # items in the data set
-    batch_size:int,
+    seed: int,  # of the run, 0 or more
+    step: int,  # counted from 0
+    n: int,  # items in the data set
+    batch_size: int,
 ) -> list:
     "The indices in the batch of a step, drawn from range(n) with replacement; the same for the same arguments, everywhere."
     return np.random.default_rng([seed, step]).integers(n, size=batch_size).tolist()
@@ -90,17 +122,19 @@ def batch_indices(
 class StepBatches:
     "An endless iterable of (step, indices), for `DataLoader(batch_sampler=...)`: the batches of step `start`, `start + 1`, ..."
 
-    def __init__(self, n:int, batch_size:int, seed:int, start:int=0):
+    def __init__(self, n: int, batch_size: int, seed: int, start: int = 0):
         self.n, self.batch_size, self.seed, self.start = n, batch_size, seed, start
 
     def __iter__(self):
-        for step in itertools.count(self.start): yield step, batch_indices(self.seed, step, self.n, self.batch_size)
+        for step in itertools.count(self.start):
+            yield step, batch_indices(self.seed, step, self.n, self.batch_size)
 
 # %% ../nbs/03_trainer.ipynb #d3a2f610
-_numpy_generators = [] # that nobody uses at the moment
+_numpy_generators = []  # that nobody uses at the moment
+
 
 @contextlib.contextmanager
-def drawing(seed:int, step:int):
+def drawing(seed: int, step: int):
     """Within the block random numbers of Python, NumPy and torch (CPU) depend on (seed, step)
     alone. After it the generators go on where they were."""
     seed = np.random.SeedSequence([seed, step]).generate_state(1).item()
@@ -122,96 +156,139 @@ def drawing(seed:int, step:int):
 class DataError(RunError):
     "A data set could not give an item; the message says which, and why."
 
+
 class Items:
     "A data set as a loader sees it, asked for (step, indices); see `drawing`. `DataError` names the item."
 
-    def __init__(self, data, name:str, seed:int=0): self.data, self.name, self.seed = data, name, seed
+    def __init__(self, data, name: str, seed: int = 0):
+        self.data, self.name, self.seed = data, name, seed
 
     def __getitems__(self, batch):
         step, ids = batch
         with drawing(self.seed, step):
             try:
-                if hasattr(self.data, '__getitems__'): return self.data.__getitems__(ids)
+                if hasattr(self.data, '__getitems__'):
+                    return self.data.__getitems__(ids)
                 return [self.data[i] for i in ids]
-            except Exception as e: raise DataError(self._blame(ids, e)) from e
+            except Exception as e:
+                raise DataError(self._blame(ids, e)) from e
 
     def _blame(self, ids, error):
         for i in ids:
-            try: self.data[i]
-            except Exception as e: return f'{self.name}[{i}]: {type(e).__name__}: {e}'
+            try:
+                self.data[i]
+            except Exception as e:
+                return f'{self.name}[{i}]: {type(e).__name__}: {e}'
         return f'{self.name}, items {ids}: {type(error).__name__}: {error}'
 
 # %% ../nbs/03_trainer.ipynb #cbd99c4f
 def check_batch(
-    x, # (B, T)
-    y, # (B, T), -1 where nothing is to be predicted
-    check_alignment:bool=True, # warn if y is not x shifted by one?
+    x,  # (B, T)
+    y,  # (B, T), -1 where nothing is to be predicted
+    check_alignment: bool = True,  # warn if y is not x shifted by one?
 ):
     "`ValueError` if shapes differ; one warning with the first place where `y[t]` is neither `x[t+1]` nor -1."
-    if x.shape != y.shape: raise ValueError(f'x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}')
-    if not check_alignment or x.dim() != 2 or x.is_floating_point(): return
+    if x.shape != y.shape:
+        raise ValueError(
+            f'x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}'
+        )
+    if not check_alignment or x.dim() != 2 or x.is_floating_point():
+        return
     off = ((y[:, :-1] != x[:, 1:]) & (y[:, :-1] != -1)).nonzero()
     if len(off):
         b, t = off[0].tolist()
-        warnings.warn(f'y is not x shifted by one: in item {b} of the first batch y[{t}]={y[b, t].item()} but x[{t + 1}]='
-                      f'{x[b, t + 1].item()}. If that is meant, set check_alignment=False', stacklevel=3)
+        warnings.warn(
+            f'y is not x shifted by one: in item {b} of the first batch y[{t}]={y[b, t].item()} but x[{t + 1}]='
+            f'{x[b, t + 1].item()}. If that is meant, set check_alignment=False',
+            stacklevel=3,
+        )
 
 # %% ../nbs/03_trainer.ipynb #b2943654
 def lr_at(
-    step:int, # counted from 0
-    c, # with learning_rate, lr_schedule ('constant' or 'cosine'), warmup_iters, min_lr, max_iters
+    step: int,  # counted from 0
+    c,  # with learning_rate, lr_schedule ('constant' or 'cosine'), warmup_iters, min_lr, max_iters
 ) -> float:
     "The learning rate of a step: linear warm-up, then constant, or a cosine that ends at `min_lr` (Loshchilov and Hutter 2016)."
-    if c.lr_schedule not in ('constant', 'cosine'): raise ConfigError(f"lr_schedule must be 'constant' or 'cosine', got {c.lr_schedule!r}")
-    if c.lr_schedule == 'cosine' and c.max_iters is None: raise ConfigError("lr_schedule='cosine' needs max_iters, to know where to end")
-    if step < c.warmup_iters: return c.learning_rate * (step + 1) / c.warmup_iters
-    if c.lr_schedule == 'constant': return c.learning_rate
-    done = min(1., (step - c.warmup_iters) / max(1, c.max_iters - c.warmup_iters))
+    if c.lr_schedule not in ('constant', 'cosine'):
+        raise ConfigError(f"lr_schedule must be 'constant' or 'cosine', got {c.lr_schedule!r}")
+    if c.lr_schedule == 'cosine' and c.max_iters is None:
+        raise ConfigError("lr_schedule='cosine' needs max_iters, to know where to end")
+    if step < c.warmup_iters:
+        return c.learning_rate * (step + 1) / c.warmup_iters
+    if c.lr_schedule == 'constant':
+        return c.learning_rate
+    done = min(1.0, (step - c.warmup_iters) / max(1, c.max_iters - c.warmup_iters))
     return c.min_lr + 0.5 * (c.learning_rate - c.min_lr) * (1 + math.cos(math.pi * done))
 
 # %% ../nbs/03_trainer.ipynb #1946a3c3
 def default_config() -> CfgNode:
     "What `Trainer.get_default_config` returns, frozen."
     return CfgNode(
-        device='auto',                                          # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
-        num_workers=0,                                          # processes that prepare batches; 0: this one
-        max_iters=None,                                         # steps; None: until stopped
+        device='auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
+        num_workers=0,  # processes that prepare batches; 0: this one
+        max_iters=None,  # steps; None: until stopped
         batch_size=64,
-        learning_rate=3e-4, betas=(0.9, 0.95), weight_decay=0.1, # of AdamW; decay on matrices only
-        grad_norm_clip=1.0,                                     # limit for the norm of the gradient; None: no limit
+        learning_rate=3e-4,
+        betas=(0.9, 0.95),
+        weight_decay=0.1,  # of AdamW; decay on matrices only
+        grad_norm_clip=1.0,  # limit for the norm of the gradient; None: no limit
         # beyond minGPT
-        lr_schedule='constant', warmup_iters=0, min_lr=0.,       # see `lr_at`
-        seed=None,                                              # of the batches; None: what `set_seed` was given
-        eval_every=None, eval_batches=None,                     # steps between evaluations; batches in each, None: all
-        log_every=10,                                           # steps between rows of the history
-        check_alignment=True,                                   # warn if y is not x shifted by one
-        progress=None,                                          # a bar; None: if this is a terminal or a notebook
+        lr_schedule='constant',
+        warmup_iters=0,
+        min_lr=0.0,  # see `lr_at`
+        seed=None,  # of the batches; None: what `set_seed` was given
+        eval_every=None,
+        eval_batches=None,  # steps between evaluations; batches in each, None: all
+        log_every=10,  # steps between rows of the history
+        check_alignment=True,  # warn if y is not x shifted by one
+        progress=None,  # a bar; None: if this is a terminal or a notebook
         # checkpoints, chapter 07
-        work_dir=None,                                          # where checkpoints and metrics.jsonl go; None: nowhere
-        checkpoint_every=None, keep_last=3, keep_best=True,     # steps between two; keep so many, and the lowest held-out loss
-        resume=None,                                            # 'auto': the newest in work_dir, if any; or a checkpoint
-        same_bits=True,                                         # resume only where no bit will differ; False: also on another
-                                                                # device, in another dtype, with other parts or processes
+        work_dir=None,  # where checkpoints and metrics.jsonl go; None: nowhere
+        checkpoint_every=None,
+        keep_last=3,
+        keep_best=True,  # steps between two; keep so many, and the lowest held-out loss
+        resume=None,  # 'auto': the newest in work_dir, if any; or a checkpoint
+        same_bits=True,  # resume only where no bit will differ; False: also on another
+        # device, in another dtype, with other parts or processes
         # memory, precision and processes, chapter 08
-        dtype='auto',                                           # of matrix products: 'float32', 'bfloat16', 'float16'
-        accumulate=1, compile=False,                            # parts that a batch is worked off in; let torch.compile make faster code?
-        parallel='ddp',                                         # under torchrun: 'ddp', or 'fsdp' for models larger than a device
-    ).freeze(max_iters=int | None, grad_norm_clip=float | None, seed=int | None, eval_every=int | None,
-             eval_batches=int | None, progress=bool | None, work_dir=Path | None,
-             checkpoint_every=int | None, resume=Path | None)
+        dtype='auto',  # of matrix products: 'float32', 'bfloat16', 'float16'
+        accumulate=1,
+        compile=False,  # parts that a batch is worked off in; let torch.compile make faster code?
+        parallel='ddp',  # under torchrun: 'ddp', or 'fsdp' for models larger than a device
+    ).freeze(
+        max_iters=int | None,
+        grad_norm_clip=float | None,
+        seed=int | None,
+        eval_every=int | None,
+        eval_batches=int | None,
+        progress=bool | None,
+        work_dir=Path | None,
+        checkpoint_every=int | None,
+        resume=Path | None,
+    )
 
 # %% ../nbs/03_trainer.ipynb #e5885849
-CHOICES = dict(lr_schedule=('constant', 'cosine'), dtype=('auto', 'float32', 'bfloat16', 'float16'),
-               parallel=('ddp', 'fsdp'), compile=(True, False), check_alignment=(True, False),
-               keep_best=(True, False), same_bits=(True, False), progress=(True, False, None))
+CHOICES = dict(
+    lr_schedule=('constant', 'cosine'),
+    dtype=('auto', 'float32', 'bfloat16', 'float16'),
+    parallel=('ddp', 'fsdp'),
+    compile=(True, False),
+    check_alignment=(True, False),
+    keep_best=(True, False),
+    same_bits=(True, False),
+    progress=(True, False, None),
+)
+
 
 def check_config(
-    c, # as from `default_config`; a whole float becomes the integer that it is
+    c,  # as from `default_config`; a whole float becomes the integer that it is
 ):
     "`ConfigError` for a value that no run can have: of the wrong kind, too small, too large, or none of the names."
+
     def take(kind, names, low, **limits):
         for name in names.split():
             setattr(c, name, kind(name, getattr(c, name), low=low, error=ConfigError, **limits))
+
     for name in 'max_iters', 'grad_norm_clip':
         if getattr(c, name) == math.inf:
             setattr(c, name, None)
@@ -223,11 +300,14 @@ def check_config(
     take(as_number, 'grad_norm_clip', 0, optional=True)
     for name, allowed in CHOICES.items():
         if not any(getattr(c, name) is v or getattr(c, name) == v for v in allowed):
-            raise ConfigError(f'{name} must be {" or ".join(map(repr, allowed))}, got {getattr(c, name)!r}')
+            raise ConfigError(
+                f'{name} must be {" or ".join(map(repr, allowed))}, got {getattr(c, name)!r}'
+            )
     _check_betas(c)
     for name, what in ('work_dir', 'a folder'), ('resume', "'auto', the folder of a checkpoint,"):
         if not isinstance(getattr(c, name), (str, os.PathLike, type(None))):
             raise ConfigError(f'{name} must be {what} or None, got {getattr(c, name)!r}')
+
 
 def _check_betas(c):
     try:
@@ -242,24 +322,28 @@ def _check_betas(c):
 class Trainer:
     "Trains `model` on `train_dataset`, items (x, y), by `run()`. Names and callbacks as in minGPT."
 
-    def __init__(self, config, model, train_dataset, eval_dataset=None): # the last: held-out data, for `eval`
+    def __init__(
+        self, config, model, train_dataset, eval_dataset=None
+    ):  # the last: held-out data, for `eval`
         from mingpt_nb.scaling import Engine, local_device
+
         self.device = local_device(pick_device(config.device))
         check_config(config)
         self.config, self.train_dataset, self.eval_dataset = config, train_dataset, eval_dataset
-        self.model = unwrap(model).to(self.device)              # compiled, or in DDP: the model inside
+        self.model = unwrap(model).to(self.device)  # compiled, or in DDP: the model inside
         self.callbacks = defaultdict(list)
         self.seed = torch.initial_seed() if config.seed is None else config.seed
-        self.optimizer = None                                   # made by the first `run`
+        self.optimizer = None  # made by the first `run`
         self.iter_num, self.iter_time, self.iter_dt = 0, 0.0, 0.0
-        self.loss = self.grad_norm = None                       # of the last step
-        self.clipped = 0                                        # steps whose gradient was scaled back
-        self.history = []                                       # rows: iter, loss, lr, grad_norm, or iter, eval_loss
-        self.checkpoint = None                                  # folder of the last one that was saved or loaded
-        self.home, self.metrics, self.resumed = None, None, False       # of `work_dir`, see chapter 07
-        for name, data in (('train_dataset', train_dataset), ('eval_dataset', eval_dataset)): _check_data(name, data)
+        self.loss = self.grad_norm = None  # of the last step
+        self.clipped = 0  # steps whose gradient was scaled back
+        self.history = []  # rows: iter, loss, lr, grad_norm, or iter, eval_loss
+        self.checkpoint = None  # folder of the last one that was saved or loaded
+        self.home, self.metrics, self.resumed = None, None, False  # of `work_dir`, see chapter 07
+        for name, data in (('train_dataset', train_dataset), ('eval_dataset', eval_dataset)):
+            _check_data(name, data)
         _check_tokenizers(train_dataset, eval_dataset)
-        self.engine = Engine(self, model)                       # what computes the gradients, chapter 08
+        self.engine = Engine(self, model)  # what computes the gradients, chapter 08
         _check_memory(config, self.model, self.engine.world)
 
     get_default_config = staticmethod(default_config)
@@ -271,43 +355,61 @@ def _check_data(name, data):
     kind = type(data)
     try:
         n = len(data) if hasattr(kind, '__len__') else 1
-    except ValueError as e:                                             # __len__ was negative
+    except ValueError as e:  # __len__ was negative
         raise ValueError(f'{name} is shorter than one block: {e}') from e
     if not n:
         raise ValueError(f'{name} is empty')
-    indexed = hasattr(kind, '__len__') and (hasattr(kind, '__getitem__') or hasattr(kind, '__getitems__'))
+    indexed = hasattr(kind, '__len__') and (
+        hasattr(kind, '__getitem__') or hasattr(kind, '__getitems__')
+    )
     if not indexed or isinstance(data, IterableDataset):
-        raise ValueError(f'{name}, {kind.__name__}, has no length or no items by number, and a batch takes items by '
-                         'number: make a list of what it gives, or write its ids to a token file (appendix 91)')
+        raise ValueError(
+            f'{name}, {kind.__name__}, has no length or no items by number, and a batch takes '
+            f'items by '
+            'number: make a list of what it gives, or write its ids to a token file (appendix 91)'
+        )
+
 
 def _check_tokenizers(data, held_out):
     ours, theirs = (tokenizer_print(d) for d in (data, held_out))
     if ours and theirs and ours != theirs:
-        raise ValueError('eval_dataset has another tokenizer than train_dataset, so the same text has other ids and '
-                         'its loss means nothing: make it with the tokenizer of train_dataset')
+        raise ValueError(
+            'eval_dataset has another tokenizer than train_dataset, so the same text has other '
+            'ids and '
+            'its loss means nothing: make it with the tokenizer of train_dataset'
+        )
+
 
 def _check_memory(c, model, processes):
     T = getattr(getattr(model, 'config', None), 'block_size', 1)
-    need, have = c.batch_size * (8 + 16 * T / processes), machine_memory()     # the indices; x and y in int64
+    need, have = (
+        c.batch_size * (8 + 16 * T / processes),
+        machine_memory(),
+    )  # the indices; x and y in int64
     if need > have:
-        raise ConfigError(f'batch_size={c.batch_size:,}: the tokens alone of a batch of {T} a row would take '
-                          f'{need / 2**30:,.1f} GiB, and this machine has {have / 2**30:,.1f} GiB')
+        raise ConfigError(
+            f'batch_size={c.batch_size:,}: the tokens alone of a batch of {T} a row would take '
+            f'{need / 2**30:,.1f} GiB, and this machine has {have / 2**30:,.1f} GiB'
+        )
 
 # %% ../nbs/03_trainer.ipynb #ebb62dcd
 @patch
-def add_callback(self:Trainer, onevent:str, callback):
+def add_callback(self: Trainer, onevent: str, callback):
     "Call `callback(trainer)` on each `onevent`, after those that are there already. The event is 'on_batch_end'."
     self.callbacks[onevent].append(callback)
 
+
 @patch
-def set_callback(self:Trainer, onevent:str, callback):
+def set_callback(self: Trainer, onevent: str, callback):
     "Call `callback(trainer)`, and no other, on each `onevent`."
     self.callbacks[onevent] = [callback]
 
+
 @patch
-def trigger_callbacks(self:Trainer, onevent:str):
+def trigger_callbacks(self: Trainer, onevent: str):
     "Call all callbacks of `onevent` in order."
-    for callback in self.callbacks.get(onevent, []): callback(self)
+    for callback in self.callbacks.get(onevent, []):
+        callback(self)
 
 # %% ../nbs/03_trainer.ipynb #620017d1
 class TrainingDiverged(RunError):
@@ -315,44 +417,63 @@ class TrainingDiverged(RunError):
 
 # %% ../nbs/03_trainer.ipynb #b0306275
 @patch
-def step(self:Trainer, x, y): # one batch, on any device
+def step(self: Trainer, x, y):  # one batch, on any device
     "One optimizer step; sets `loss` (a scalar tensor) and `grad_norm` (a float). `TrainingDiverged` if they are not finite."
     c = self.config
     x, y = (t.to(self.device, non_blocking=True) for t in (x, y))
     lr = lr_at(self.iter_num, c)
-    for group in self.optimizer.param_groups: group['lr'] = lr
-    self.loss = self.engine.backward(x, y)                      # zero_grad, model(x, y), loss.backward()
+    for group in self.optimizer.param_groups:
+        group['lr'] = lr
+    self.loss = self.engine.backward(x, y)  # zero_grad, model(x, y), loss.backward()
     limit = c.grad_norm_clip or math.inf
-    self.grad_norm = self.engine.clip(limit)                    # clip_grad_norm_
+    self.grad_norm = self.engine.clip(limit)  # clip_grad_norm_
     if not (math.isfinite(self.loss.item() + self.grad_norm) or self.engine.overflowed()):
-        self._diverged(f'loss {self.loss.item()}, gradient norm {self.grad_norm}', lr, 'this step was not taken')
+        self._diverged(
+            f'loss {self.loss.item()}, gradient norm {self.grad_norm}',
+            lr,
+            'this step was not taken',
+        )
     self.clipped += self.grad_norm > limit
-    self.engine.step()                                          # optimizer.step()
+    self.engine.step()  # optimizer.step()
+
 
 @patch
-def _diverged(self:Trainer, what, lr, and_so):
+def _diverged(self: Trainer, what, lr, and_so):
     raise TrainingDiverged(
         f'step {self.iter_num}: {what}, learning rate {lr:.3g}; {and_so}. Lower the learning rate, warm up for longer, '
-        f'or look for bad values in the data. Last checkpoint: {self.checkpoint}')
+        f'or look for bad values in the data. Last checkpoint: {self.checkpoint}'
+    )
 
 # %% ../nbs/03_trainer.ipynb #620b206f
 @patch
-def check_weights(self:Trainer):
+def check_weights(self: Trainer):
     "`TrainingDiverged` if a weight is not finite. One look at all of them."
     bad = [name for name, p in self.model.named_parameters() if not self.engine.is_finite(p)]
     if self.engine.agree(bool(bad)):
         lr = self.optimizer.param_groups[0]['lr'] if self.optimizer else self.config.learning_rate
-        where = f'weights that are not finite, the first in {bad[0]}' if bad else 'weights that are not finite'
+        where = (
+            f'weights that are not finite, the first in {bad[0]}'
+            if bad
+            else 'weights that are not finite'
+        )
         self._diverged(where, lr, 'these weights are lost')
 
 # %% ../nbs/03_trainer.ipynb #41f0b685
 @patch
-def batches(self:Trainer):
+def batches(self: Trainer):
     "Batches [x, y] from step `iter_num` on, without end."
-    sampler = StepBatches(len(self.train_dataset), self.config.batch_size, self.seed, start=self.iter_num)
-    return DataLoader(Items(self.train_dataset, 'train_dataset', self.engine.data_seed()), batch_sampler=self.engine.share(sampler), collate_fn=collate,
-                      num_workers=self.config.num_workers, worker_init_fn=_deaf, pin_memory=self.device.startswith('cuda'),
-                      generator=torch.Generator())
+    sampler = StepBatches(
+        len(self.train_dataset), self.config.batch_size, self.seed, start=self.iter_num
+    )
+    return DataLoader(
+        Items(self.train_dataset, 'train_dataset', self.engine.data_seed()),
+        batch_sampler=self.engine.share(sampler),
+        collate_fn=collate,
+        num_workers=self.config.num_workers,
+        worker_init_fn=_deaf,
+        pin_memory=self.device.startswith('cuda'),
+        generator=torch.Generator(),
+    )
 
 # %% ../nbs/03_trainer.ipynb #597ba4e1
 def _deaf(worker):
@@ -360,43 +481,56 @@ def _deaf(worker):
 
 # %% ../nbs/03_trainer.ipynb #c2931617
 @patch
-def held_out(self:Trainer, dataset=None, max_batches:int=None): # as for `eval`
+def held_out(self: Trainer, dataset=None, max_batches: int = None):  # as for `eval`
     "The batches [x, y] that `eval` looks at."
     data, B = self.eval_dataset if dataset is None else dataset, self.config.batch_size
-    limit = as_integer('max_batches', max_batches, 0, optional=True) or self.config.eval_batches or len(data)
+    limit = (
+        as_integer('max_batches', max_batches, 0, optional=True)
+        or self.config.eval_batches
+        or len(data)
+    )
     count = min(len(data), limit * B)
     places = np.linspace(0, len(data) - 1, count).round().astype(int).tolist()
-    sampler = [(i, places[i:i + B]) for i in range(0, count, B)]
-    return DataLoader(Items(data, 'eval_dataset'), batch_sampler=sampler, collate_fn=collate,
-                      generator=torch.Generator())
+    sampler = [(i, places[i : i + B]) for i in range(0, count, B)]
+    return DataLoader(
+        Items(data, 'eval_dataset'),
+        batch_sampler=sampler,
+        collate_fn=collate,
+        generator=torch.Generator(),
+    )
+
 
 @patch
 @torch.no_grad()
-def eval(self:Trainer,
-    dataset=None, # default: `eval_dataset`
-    max_batches:int=None, # default: `config.eval_batches`; None: all of the data
-) -> float: # nats per target
+def eval(
+    self: Trainer,
+    dataset=None,  # default: `eval_dataset`
+    max_batches: int = None,  # default: `config.eval_batches`; None: all of the data
+) -> float:  # nats per target
     """Mean loss over `dataset` without dropout. The model's mode is restored, also after an error.
     `ValueError` if there is nothing to predict in it, or if it has another tokenizer."""
     if dataset is None and self.eval_dataset is None:
-        raise ValueError('no data to evaluate on: pass a dataset, '
-                         'or give the Trainer an eval_dataset')
+        raise ValueError(
+            'no data to evaluate on: pass a dataset, or give the Trainer an eval_dataset'
+        )
     _check_data('dataset', dataset)
     _check_tokenizers(self.train_dataset, dataset)
-    total, targets = 0., 0
+    total, targets = 0.0, 0
     with evaluating(self.model):
         for x, y in self.held_out(dataset, max_batches):
             x, y = x.to(self.device), y.to(self.device)
-            total += self.engine.total_loss(x, y)                # of all targets, chapter 08
+            total += self.engine.total_loss(x, y)  # of all targets, chapter 08
             targets += (y != -1).sum().item()
     if not targets:
         raise ValueError(NO_TARGETS)
     return total / targets
 
+
 NO_TARGETS = 'eval_dataset has nothing to predict: all its targets are -1'
 
+
 @patch
-def check_held_out(self:Trainer):
+def check_held_out(self: Trainer):
     "`ValueError` if an evaluation would find nothing to predict. It looks no further than to the first target."
     if self.eval_dataset is not None and not any((y != -1).any() for _, y in self.held_out()):
         raise ValueError(NO_TARGETS)
@@ -404,66 +538,100 @@ def check_held_out(self:Trainer):
 # %% ../nbs/03_trainer.ipynb #493adca9
 logger = logging.getLogger(__name__)
 
-def _hide_bar(trainer): # True, False, or None: unless this is a terminal
-    c, shell = trainer.config, getattr(builtins, 'get_ipython', lambda: None)()      # IPython puts it there
-    if trainer.engine.rank: return True
-    if c.progress is None: return False if type(shell).__name__ == 'ZMQInteractiveShell' else None
+
+def _hide_bar(trainer):  # True, False, or None: unless this is a terminal
+    c, shell = (
+        trainer.config,
+        getattr(builtins, 'get_ipython', lambda: None)(),
+    )  # IPython puts it there
+    if trainer.engine.rank:
+        return True
+    if c.progress is None:
+        return False if type(shell).__name__ == 'ZMQInteractiveShell' else None
     return not c.progress
 
+
 @patch
-def run(self:Trainer):
+def run(self: Trainer):
     """Train until `config.max_iters` steps are done, or as many more if they are done already.
     Callbacks and history as it goes. `FolderInUse` if another run works in `config.work_dir`."""
     from mingpt_nb.checkpoints import Guard, begin, tidy
+
     c = self.config
-    check_config(c)                                              # once more: it may have changed
+    check_config(c)  # once more: it may have changed
     lr_at(self.iter_num, c)
     self.check_held_out()
     self._make_optimizer()
-    with hold(c.work_dir):                                       # nobody else writes there
-        begin(self)                                              # resumes, if that is wanted
+    with hold(c.work_dir):  # nobody else writes there
+        begin(self)  # resumes, if that is wanted
         again = self.iter_num >= (c.max_iters or 0) and not self.resumed
         stop = math.inf if c.max_iters is None else c.max_iters + self.iter_num * again
         self.resumed = False
-        if self.iter_num >= stop: return tidy(self)              # resumed, and complete
+        if self.iter_num >= stop:
+            return tidy(self)  # resumed, and complete
         total = None if stop == math.inf else stop
         bar = Bar(total=total, initial=self.iter_num, unit='step', disable=_hide_bar(self))
         self.model.train()
         self.iter_time = time.time()
         with Guard(self) as guard, bar:
             for i, (x, y) in enumerate(self.batches()):
-                if i == 0: check_batch(x, y, c.check_alignment)
+                if i == 0:
+                    check_batch(x, y, c.check_alignment)
                 self.step(x, y)
                 tokens, last = y.numel() * self.engine.world, self.iter_num + 1 >= stop
                 self._after_step(bar, tokens, last)
-                if guard.after_step() or self.iter_num >= stop: break
-    logger.info('%d steps, loss %.4f, gradient clipped in %.1f%% of them',
-                self.iter_num, self.loss.item(), 100 * self.clipped / self.iter_num)
+                if guard.after_step() or self.iter_num >= stop:
+                    break
+    logger.info(
+        '%d steps, loss %.4f, gradient clipped in %.1f%% of them',
+        self.iter_num,
+        self.loss.item(),
+        100 * self.clipped / self.iter_num,
+    )
+
 
 @patch
-def _make_optimizer(self:Trainer):
+def _make_optimizer(self: Trainer):
     if self.optimizer is None and not hasattr(self.model, 'configure_optimizers'):
-        raise ValueError(f'{type(self.model).__name__} has no configure_optimizers(config): '
-                         'give the trainer an `optimizer`')
+        raise ValueError(
+            f'{type(self.model).__name__} has no configure_optimizers(config): '
+            'give the trainer an `optimizer`'
+        )
     if self.optimizer is None:
         self.optimizer = self.model.configure_optimizers(self.config)
 
 # %% ../nbs/03_trainer.ipynb #691c0a31
 @patch
-def _after_step(self:Trainer, bar, tokens, last):
+def _after_step(self: Trainer, bar, tokens, last):
     c, n = self.config, self.iter_num
-    looking = self.eval_dataset is not None and (last or (c.eval_every and (n + 1) % c.eval_every == 0))
-    if last or looking: self.check_weights()
+    looking = self.eval_dataset is not None and (
+        last or (c.eval_every and (n + 1) % c.eval_every == 0)
+    )
+    if last or looking:
+        self.check_weights()
     if last or n % c.log_every == 0:
-        self.history.append(dict(iter=n, loss=self.loss.item(), lr=self.optimizer.param_groups[0]['lr'], grad_norm=self.grad_norm))
+        self.history.append(
+            dict(
+                iter=n,
+                loss=self.loss.item(),
+                lr=self.optimizer.param_groups[0]['lr'],
+                grad_norm=self.grad_norm,
+            )
+        )
         speed = {'tokens/s': f'{tokens / self.iter_dt:,.0f}'} if self.iter_dt else {}
         bar.set_postfix(loss=f'{self.history[-1]["loss"]:.3f}', **speed, refresh=False)
     if looking:
         loss = self.eval()
-        if not math.isfinite(loss): self._diverged(f'held-out loss {loss}', lr_at(n, c), 'the step was taken')
+        if not math.isfinite(loss):
+            self._diverged(f'held-out loss {loss}', lr_at(n, c), 'the step was taken')
         self.history.append(dict(iter=n, eval_loss=loss))
-        logger.info('step %d: loss %.4f, held-out loss %.4f', n, self.loss.item(), self.history[-1]['eval_loss'])
-    if self.engine.rank == 0:                                   # it speaks for all, chapter 08
+        logger.info(
+            'step %d: loss %.4f, held-out loss %.4f',
+            n,
+            self.loss.item(),
+            self.history[-1]['eval_loss'],
+        )
+    if self.engine.rank == 0:  # it speaks for all, chapter 08
         with self.engine.alone('on_batch_end'):
             self.trigger_callbacks('on_batch_end')
     bar.update()
@@ -473,127 +641,178 @@ def _after_step(self:Trainer, bar, tokens, last):
 
 # %% ../nbs/03_trainer.ipynb #0eb712f1
 @patch
-def plot(self:Trainer, chance:float=None): # draw a line at this loss, e.g. ln(vocab_size)
+def plot(self: Trainer, chance: float = None):  # draw a line at this loss, e.g. ln(vocab_size)
     "Loss and held-out loss, gradient norm and learning rate against the step; returns the figure. Needs matplotlib."
     from mingpt_nb.book import COLORS, subplots
+
     fig, axes = subplots(1, 3, width=9, height=2.5)
-    column = lambda k: ([r['iter'] for r in self.history if k in r], [r[k] for r in self.history if k in r])
+    column = lambda k: (
+        [r['iter'] for r in self.history if k in r],
+        [r[k] for r in self.history if k in r],
+    )
     axes[0].plot(*column('loss'), label='training')
-    if column('eval_loss')[0]: axes[0].plot(*column('eval_loss'), 'o-', ms=3, label='held out')
-    if chance is not None: axes[0].axhline(chance, ls='--', color=COLORS[6], label='guessing')
+    if column('eval_loss')[0]:
+        axes[0].plot(*column('eval_loss'), 'o-', ms=3, label='held out')
+    if chance is not None:
+        axes[0].axhline(chance, ls='--', color=COLORS[6], label='guessing')
     axes[0].legend()
     axes[1].plot(*column('grad_norm'))
-    if self.config.grad_norm_clip: axes[1].axhline(self.config.grad_norm_clip, ls='--', color=COLORS[6])
+    if self.config.grad_norm_clip:
+        axes[1].axhline(self.config.grad_norm_clip, ls='--', color=COLORS[6])
     axes[2].plot(*column('lr'))
-    for ax, title in zip(axes, ('loss (nats)', f'gradient norm, clipped {self.clipped} times', 'learning rate')): ax.set(title=title, xlabel='step')
+    for ax, title in zip(
+        axes, ('loss (nats)', f'gradient norm, clipped {self.clipped} times', 'learning rate')
+    ):
+        ax.set(title=title, xlabel='step')
     return fig
 
 # %% ../nbs/03_trainer.ipynb #bb1e58a8
 def plain_weights(
-    model:GPT, # wrapped or not
+    model: GPT,  # wrapped or not
 ) -> dict:
     "The weights by the names that they have without wrappers; one matrix for both if the head is tied."
     weights = {plain_name(name): t.contiguous() for name, t in model.state_dict().items()}
     model = unwrap(model)
-    if model.lm_head.weight is model.transformer.wte.weight: del weights['transformer.wte.weight']
+    if model.lm_head.weight is model.transformer.wte.weight:
+        del weights['transformer.wte.weight']
     return weights
 
+
 def save_model(
-    model:GPT,
-    folder, # made if it is not there
-    tokenizer=None, # anything with `save(folder)`, as in chapter 00
+    model: GPT,
+    folder,  # made if it is not there
+    tokenizer=None,  # anything with `save(folder)`, as in chapter 00
 ):
     """Write model.safetensors, config.json and the tokenizer's files into `folder`, in place of a model that was there.
     `ValueError` if it is a checkpoint, which that would damage."""
     config = {'format': 'mingpt_nb', **unwrap(model).config.to_dict()}
+
     def write(part):
-        if tokenizer is not None: tokenizer.save(part)
-        (part/'config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
-        save_file(plain_weights(model), part/'model.safetensors')
+        if tokenizer is not None:
+            tokenizer.save(part)
+        (part / 'config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
+        save_file(plain_weights(model), part / 'model.safetensors')
+
     write_model(folder, write)
 
 # %% ../nbs/03_trainer.ipynb #0fec2cfb
 def sized(
-    config:dict, # fields of a model's config, from a file
-    size:int, # bytes of its weights
+    config: dict,  # fields of a model's config, from a file
+    size: int,  # bytes of its weights
 ) -> CfgNode:
     "The config, checked. `ValueError` if it makes no sense, or describes more numbers than there can be."
-    with torch.device('meta'): c = resolve_config(CfgNode(**config))
-    if type(c.tie_weights) is not bool: raise ValueError(f'tie_weights must be true or false, got {c.tie_weights!r}')
+    with torch.device('meta'):
+        c = resolve_config(CfgNode(**config))
+    if type(c.tie_weights) is not bool:
+        raise ValueError(f'tie_weights must be true or false, got {c.tie_weights!r}')
     numbers = count_params(c)
-    if numbers > size: raise ValueError(f'it describes a model of {numbers:,} numbers, and there are {size:,} bytes of weights')
+    if numbers > size:
+        raise ValueError(
+            f'it describes a model of {numbers:,} numbers, and there are {size:,} bytes of weights'
+        )
     return c
 
-def described(weights:dict) -> dict:
+
+def described(weights: dict) -> dict:
     "Name -> shape, with the type where it is not a float: what `misfits` compares."
-    return {n: tuple(t.shape) if t.is_floating_point() else f'{tuple(t.shape)} of {t.dtype}' for n, t in weights.items()}
+    return {
+        n: tuple(t.shape) if t.is_floating_point() else f'{tuple(t.shape)} of {t.dtype}'
+        for n, t in weights.items()
+    }
+
 
 def read_weights(
-    path, # a file of safetensors, as `save_model` writes it
-) -> dict: # name -> tensor
+    path,  # a file of safetensors, as `save_model` writes it
+) -> dict:  # name -> tensor
     "The weights, by the names that they have without wrappers. `ValueError` names the file if it is damaged."
-    try: found = load_file(path)
-    except (SafetensorError, ValueError, RuntimeError) as e: raise ValueError(f'{path} is damaged or incomplete: {e}') from e
+    try:
+        found = load_file(path)
+    except (SafetensorError, ValueError, RuntimeError) as e:
+        raise ValueError(f'{path} is damaged or incomplete: {e}') from e
     weights = {}
     for name, t in found.items():
-        if plain_name(name) in weights: raise ValueError(f'{path} holds {plain_name(name)} twice')
+        if plain_name(name) in weights:
+            raise ValueError(f'{path} holds {plain_name(name)} twice')
         weights[plain_name(name)] = t
     return weights
 
+
 def fit_weights(
-    model:GPT, # wrapped or not
-    weights:dict, # as from `read_weights`
-    path, # where they come from, for the message
+    model: GPT,  # wrapped or not
+    weights: dict,  # as from `read_weights`
+    path,  # where they come from, for the message
 ):
     "Fill the model. `ValueError` says what is missing, unexpected or of another shape; then nothing is changed."
-    model, weights, tied = unwrap(model), dict(weights), ['lm_head.weight', 'transformer.wte.weight']
+    model, weights, tied = (
+        unwrap(model),
+        dict(weights),
+        ['lm_head.weight', 'transformer.wte.weight'],
+    )
     if model.lm_head.weight is model.transformer.wte.weight:
         for a, b in tied, tied[::-1]:
-            if a in weights: weights.setdefault(b, weights[a])
+            if a in weights:
+                weights.setdefault(b, weights[a])
     want = described({plain_name(n): t for n, t in model.state_dict().items()})
-    if wrong := misfits(want, described(weights)): raise ValueError(f'{path} does not hold the weights that the config describes. {wrong}')
-    with about(path): model.load_state_dict(weights)
+    if wrong := misfits(want, described(weights)):
+        raise ValueError(f'{path} does not hold the weights that the config describes. {wrong}')
+    with about(path):
+        model.load_state_dict(weights)
 
 # %% ../nbs/03_trainer.ipynb #ca9d5377
 def load_model(
-    folder, # as `save_model` wrote it
-    device='cpu', # 'auto', 'cpu', 'cuda', ...
-): # -> (model, tokenizer), tokenizer None if none was saved
+    folder,  # as `save_model` wrote it
+    device='cpu',  # 'auto', 'cpu', 'cuda', ...
+):  # -> (model, tokenizer), tokenizer None if none was saved
     "The model, in eval mode, and its tokenizer. `FileNotFoundError` or `ValueError` say which file is missing, damaged or foreign."
     folder, device = as_path(folder), pick_device(device)
     for name in 'config.json', 'model.safetensors':
-        if not (folder/name).is_file(): raise FileNotFoundError(f'no {name} in {folder}: not a folder that save_model wrote')
-    config = read_json(folder/'config.json')
-    if config.pop('format', None) != 'mingpt_nb': raise ValueError(f'{folder/"config.json"} was not written by save_model')
-    weights = read_weights(folder/'model.safetensors')
-    with about(folder/'config.json'): model = GPT(sized(config, sum(t.nbytes for t in weights.values())))
-    fit_weights(model, weights, folder/'model.safetensors')
-    try: tokenizer = load_tokenizer(folder)
-    except FileNotFoundError: tokenizer = None
-    if tokenizer is not None: check_fit(tokenizer, model.config.vocab_size, folder)
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f'no {name} in {folder}: not a folder that save_model wrote')
+    config = read_json(folder / 'config.json')
+    if config.pop('format', None) != 'mingpt_nb':
+        raise ValueError(f'{folder / "config.json"} was not written by save_model')
+    weights = read_weights(folder / 'model.safetensors')
+    with about(folder / 'config.json'):
+        model = GPT(sized(config, sum(t.nbytes for t in weights.values())))
+    fit_weights(model, weights, folder / 'model.safetensors')
+    try:
+        tokenizer = load_tokenizer(folder)
+    except FileNotFoundError:
+        tokenizer = None
+    if tokenizer is not None:
+        check_fit(tokenizer, model.config.vocab_size, folder)
     return model.to(device).eval(), tokenizer
 
 # %% ../nbs/03_trainer.ipynb #3ab5418b
 @patch
-def begin(self:Trainer):
+def begin(self: Trainer):
     """What comes before the first step; `run` does it if nobody has: resume, if `config.resume`
     says so, or set aside what an earlier run has left in `config.work_dir`."""
     from mingpt_nb.checkpoints import begin
+
     self._make_optimizer()
-    with hold(self.config.work_dir): begin(self)
+    with hold(self.config.work_dir):
+        begin(self)
+
 
 @patch
-def save_checkpoint(self:Trainer, folder=None): # default: step-00000100 or the like, in `config.work_dir`
+def save_checkpoint(
+    self: Trainer, folder=None
+):  # default: step-00000100 or the like, in `config.work_dir`
     """Write everything that the rest of the run depends on into `folder`, at once or not at all;
     returns its path. `CheckpointError` for a folder that holds anything but a checkpoint."""
     from mingpt_nb.checkpoints import save, settle
+
     if folder is None and self.home != str(self.config.work_dir):
-        with hold(self.config.work_dir): settle(self)
+        with hold(self.config.work_dir):
+            settle(self)
     return save(self, folder)
 
+
 @patch
-def load_checkpoint(self:Trainer, folder): # a checkpoint of a run with the same settings
+def load_checkpoint(self: Trainer, folder):  # a checkpoint of a run with the same settings
     """Go back to the state in `folder`. `CheckpointError` says what is damaged, or differs;
     then nothing is changed."""
     from mingpt_nb.checkpoints import load
+
     load(self, folder)

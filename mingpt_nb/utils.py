@@ -11,14 +11,29 @@ __all__ = ['WRAPPERS', 'COMMANDS', 'patch', 'ConfigError', 'RunError', 'plain', 
            'say', 'Bar', 'cli']
 
 # %% ../nbs/90_utils.ipynb #2ac5c824
-import builtins, datetime, difflib, errno, importlib, json, logging, operator, os, platform
-import random, re, sys, threading, time, typing
+import builtins
+import datetime
+import difflib
+import errno
+import importlib
+import json
+import logging
+import operator
+import os
+import platform
+import random
+import re
+import sys
+import threading
+import time
+import typing
 from ast import literal_eval
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
 from . import __version__
 from .checks import as_python
-from .files import as_path, expand, read_json, read_text
+from .files import as_path, expand
 
 # %% ../nbs/90_utils.ipynb #fdb411c2
 import numpy as np
@@ -31,11 +46,14 @@ def patch(f):
     cls = next(iter(f.__annotations__.values()))
     f.__qualname__ = f'{cls.__qualname__}.{f.__name__}'
     setattr(cls, f.__name__, f)
-    return sys._getframe(1).f_globals.get(f.__name__, getattr(builtins, f.__name__, None))   # keep what had this name
+    return sys._getframe(1).f_globals.get(
+        f.__name__, getattr(builtins, f.__name__, None)
+    )  # keep what had this name
 
 # %% ../nbs/90_utils.ipynb #716c3b71
 class ConfigError(AttributeError, ValueError):
     "A config field that does not exist, or a value that a field cannot take."
+
 
 class RunError(RuntimeError):
     "A run cannot go on, and the message says all that there is to say: a command shows it without a traceback."
@@ -50,24 +68,27 @@ def plain(value):
     return value if same else type(value)(inside)
 
 # %% ../nbs/90_utils.ipynb #228c6593
-def _allowed(kind): return typing.get_args(kind) or (kind,)        # int | None -> (int, NoneType)
+def _allowed(kind):
+    return typing.get_args(kind) or (kind,)  # int | None -> (int, NoneType)
+
 
 class CfgNode:
     "A tree of settings with attribute access, as in minGPT and yacs. Frozen nodes refuse names that they do not have."
+
     __slots__ = ('__dict__', '_frozen', '_kinds')
 
-    def __init__(self, **kwargs): # initial fields
+    def __init__(self, **kwargs):  # initial fields
         self._frozen, self._kinds = False, {}
         self.__dict__.update({k: plain(v) for k, v in kwargs.items()})
 
-    def freeze(self, **kinds): # of fields that may be None, or are paths: `top_k=int | None`
+    def freeze(self, **kinds):  # of fields that may be None, or are paths: `top_k=int | None`
         "Refuse new names from now on, here and in the nodes below. Returns the node."
         self._frozen = True
         for k, v in vars(self).items():
             if isinstance(v, CfgNode):
                 v.freeze()
             elif v is None:
-                self._kinds.setdefault(k, type(None))             # None, or anything
+                self._kinds.setdefault(k, type(None))  # None, or anything
         self._kinds.update(kinds)
         return self
 
@@ -84,52 +105,66 @@ class CfgNode:
         except ValueError as e:
             raise ConfigError(f'{name}: {e}') from None
 
-    def __getattr__(self, name):                      # called only when the ordinary look-up has failed
+    def __getattr__(self, name):  # called only when the ordinary look-up has failed
         raise ConfigError(self._unknown(name))
 
     def _unknown(self, name):
         near = difflib.get_close_matches(name, vars(self), cutoff=0.5)
-        return f"no field '{name}' in this config" + (f"; did you mean '{near[0]}'?" if near
-                                                      else f'; it has: {", ".join(vars(self))}')
+        return f"no field '{name}' in this config" + (
+            f"; did you mean '{near[0]}'?" if near else f'; it has: {", ".join(vars(self))}'
+        )
 
 # %% ../nbs/90_utils.ipynb #3ee589c6
 @patch
-def to_dict(self:CfgNode) -> dict:
+def to_dict(self: CfgNode) -> dict:
     "The same tree as nested dictionaries."
     return {k: v.to_dict() if isinstance(v, CfgNode) else v for k, v in vars(self).items()}
 
-@patch
-def __str__(self:CfgNode, indent:int=0) -> str:
-    pad, text = ' ' * 4 * indent, ''
-    for k, v in vars(self).items():
-        text += f'{pad}{k}:\n{v.__str__(indent + 1)}' if isinstance(v, CfgNode) else f'{pad}{k}: {v}\n'
-    return text
 
 @patch
-def __repr__(self:CfgNode) -> str: return f'CfgNode({self.to_dict()})'
+def __str__(self: CfgNode, indent: int = 0) -> str:
+    pad, text = ' ' * 4 * indent, ''
+    for k, v in vars(self).items():
+        text += (
+            f'{pad}{k}:\n{v.__str__(indent + 1)}' if isinstance(v, CfgNode) else f'{pad}{k}: {v}\n'
+        )
+    return text
+
+
+@patch
+def __repr__(self: CfgNode) -> str:
+    return f'CfgNode({self.to_dict()})'
 
 # %% ../nbs/90_utils.ipynb #a6ec00e3
 @patch
-def merge_from_dict(self:CfgNode, d:dict):
+def merge_from_dict(self: CfgNode, d: dict):
     "Set the fields named in `d`, nested dictionaries field by field. `ConfigError` if frozen and a name is unknown."
     for k, v in d.items():
         here = vars(self).get(k)
-        if isinstance(here, CfgNode) and isinstance(v, dict): here.merge_from_dict(v)
-        else: setattr(self, k, v)
+        if isinstance(here, CfgNode) and isinstance(v, dict):
+            here.merge_from_dict(v)
+        else:
+            setattr(self, k, v)
 
 # %% ../nbs/90_utils.ipynb #88ac1259
 _TRUE, _FALSE = {'true', 'yes', 'on', '1'}, {'false', 'no', 'off', '0'}
 
-def _literal(text):
-    try: return literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError): return text   # cuda:0, ./out/x: a string
 
-def _is_truth(text): return text.lower() in _TRUE | _FALSE
+def _literal(text):
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text  # cuda:0, ./out/x: a string
+
+
+def _is_truth(text):
+    return text.lower() in _TRUE | _FALSE
+
 
 def parse_value(
-    text:str, # as typed by the user
-    like, # the value that the field holds now; its type decides
-    kind=None, # unless this does, as in `int | None`; default: the type of `like`, or None
+    text: str,  # as typed by the user
+    like,  # the value that the field holds now; its type decides
+    kind=None,  # unless this does, as in `int | None`; default: the type of `like`, or None
 ):
     "`text` as a value of the type of `like`, or of `kind`. `ValueError` where that is impossible."
     kind = kind or type(like) | None
@@ -149,30 +184,41 @@ def parse_value(
         return expand(text)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if issubclass(first, int) and number and value == value // 1:
-        return int(value)                                          # 1e3 is 1000
+        return int(value)  # 1e3 is 1000
     if issubclass(first, float) and (number or text in ('inf', '-inf')):
         return float(text)
     if issubclass(first, (list, tuple)) and isinstance(value, (list, tuple)):
         return first(value)
     example = '' if like is None else f', as in {like!r}'
-    raise ValueError(f'expected {first.__name__}{" or None" if more else ""}{example}, got {text!r}')
+    raise ValueError(
+        f'expected {first.__name__}{" or None" if more else ""}{example}, got {text!r}'
+    )
 
 # %% ../nbs/90_utils.ipynb #35b011a0
 def _find_field(self, name):
     "The node that holds the dotted `name`, and the last part of it; `ConfigError` names the nearest field."
     *parents, leaf = name.split('.')
     node = self
-    for p in parents: node = vars(node).get(p) if isinstance(node, CfgNode) else None
-    if isinstance(node, CfgNode) and leaf in vars(node): return node, leaf
+    for p in parents:
+        node = vars(node).get(p) if isinstance(node, CfgNode) else None
+    if isinstance(node, CfgNode) and leaf in vars(node):
+        return node, leaf
     known = list(_field_names(self))
-    near = difflib.get_close_matches(name, known, cutoff=0.5) or [k for k in known if k.endswith('.' + leaf)]
-    raise ConfigError(f"no field '{name}' in this config" + (f"; did you mean '{near[0]}'?" if near
-                                                             else f'; it has: {", ".join(known)}'))
+    near = difflib.get_close_matches(name, known, cutoff=0.5) or [
+        k for k in known if k.endswith('.' + leaf)
+    ]
+    raise ConfigError(
+        f"no field '{name}' in this config"
+        + (f"; did you mean '{near[0]}'?" if near else f'; it has: {", ".join(known)}')
+    )
+
 
 def _field_names(self, prefix=''):
     for k, v in vars(self).items():
-        if isinstance(v, CfgNode): yield from _field_names(v, f'{prefix}{k}.')
-        else: yield prefix + k
+        if isinstance(v, CfgNode):
+            yield from _field_names(v, f'{prefix}{k}.')
+        else:
+            yield prefix + k
 
 # %% ../nbs/90_utils.ipynb #5b0c7a16
 def _kind(node, name):
@@ -180,8 +226,16 @@ def _kind(node, name):
     held = type(getattr(node, name))
     return getattr(node, '_kinds', {}).get(name) or (held if node._frozen else held | None)
 
-def _is_value(following, flag): # the next argument, if there is one; of a flag that need not have a value?
-    return bool(following) and not following[0].startswith('--') and (not flag or _is_truth(following[0]))
+
+def _is_value(
+    following, flag
+):  # the next argument, if there is one; of a flag that need not have a value?
+    return (
+        bool(following)
+        and not following[0].startswith('--')
+        and (not flag or _is_truth(following[0]))
+    )
+
 
 def _options(self, args, words=None):
     "Yield (name, node, last part of the name, text or None) of each option; append what is none to the list `words`."
@@ -209,13 +263,15 @@ def _options(self, args, words=None):
 
 # %% ../nbs/90_utils.ipynb #f00ea094
 @patch
-def merge_from_args(self:CfgNode, args:list, words:bool=False) -> list:
+def merge_from_args(self: CfgNode, args: list, words: bool = False) -> list:
     """Set fields from `--a.b=value` or `--a.b value`, usually `sys.argv[1:]`. `ConfigError` says what is wrong; then nothing is set.
     Returns the words that are no options: none, unless `words` allows them."""
     found, others = [], [] if words else None
     for name, node, leaf, text in _options(self, args, others):
         try:
-            value = True if text is None else parse_value(text, getattr(node, leaf), _kind(node, leaf))
+            value = (
+                True if text is None else parse_value(text, getattr(node, leaf), _kind(node, leaf))
+            )
         except ValueError as e:
             raise ConfigError(f'--{name}: {e}') from None
         found.append((node, leaf, value))
@@ -225,20 +281,20 @@ def merge_from_args(self:CfgNode, args:list, words:bool=False) -> list:
 
 # %% ../nbs/90_utils.ipynb #a06bfd50
 def set_seed(
-    seed:int, # any integer from 0 to 2**32 - 1
+    seed: int,  # any integer from 0 to 2**32 - 1
 ):
     "Seed `random`, `numpy.random` and torch on CPU and every GPU. `ConfigError` for what is no seed."
     if not hasattr(seed, '__index__') or not 0 <= seed < 2**32:
         raise ConfigError(f'seed must be an integer from 0 to 2**32 - 1, got {seed!r}')
-    seed = operator.index(seed)                                   # also NumPy's integers
+    seed = operator.index(seed)  # also NumPy's integers
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)                                       # CPU, CUDA and MPS
+    torch.manual_seed(seed)  # CPU, CUDA and MPS
 
 # %% ../nbs/90_utils.ipynb #2fa3c496
 def make_folder(
-    path, # of the folder
-    name:str='work_dir', # of the field that says so, for the message
+    path,  # of the folder
+    name: str = 'work_dir',  # of the field that says so, for the message
 ) -> Path:
     "The folder, made if it is not there. `ConfigError` if that cannot be, or if nothing can be written into it."
     try:
@@ -251,28 +307,37 @@ def make_folder(
         raise ConfigError(f'cannot write into {name}={str(path)!r}: {reason}') from e
     return folder
 
+
 def setup_logging(
-    config:CfgNode, # with `config.system.work_dir`
+    config: CfgNode,  # with `config.system.work_dir`
 ):
     "Make the work folder, with `args.txt` (the command line) and `config.json` (every setting) in it; show log messages."
-    logging.basicConfig(level=logging.INFO, format='%(message)s')    # does nothing where logging is set up already
+    logging.basicConfig(
+        level=logging.INFO, format='%(message)s'
+    )  # does nothing where logging is set up already
     folder, words = make_folder(config.system.work_dir), ' '.join(sys.argv)
     try:
-        (folder/'args.txt').write_text(words, encoding='utf-8', errors='backslashreplace')   # names of files may be no UTF-8
-        (folder/'config.json').write_text(json.dumps(config.to_dict(), indent=4, default=str), encoding='utf-8')
+        (folder / 'args.txt').write_text(
+            words, encoding='utf-8', errors='backslashreplace'
+        )  # names of files may be no UTF-8
+        (folder / 'config.json').write_text(
+            json.dumps(config.to_dict(), indent=4, default=str), encoding='utf-8'
+        )
     except OSError as e:
         raise ConfigError(f'cannot write into work_dir={str(folder)!r}: {e.strerror}') from e
 
 # %% ../nbs/90_utils.ipynb #243fda62
 _locks = importlib.import_module('msvcrt' if os.name == 'nt' else 'fcntl')
-_held, _taking = {}, threading.Lock()                         # folder: (process, thread)
+_held, _taking = {}, threading.Lock()  # folder: (process, thread)
+
 
 class FolderInUse(ConfigError):
     "Another run works in this folder; the message says which."
 
+
 @contextmanager
 def hold(
-    folder, # made if it is not there; None: nothing to hold
+    folder,  # made if it is not there; None: nothing to hold
 ):
     """Within the block the folder is this thread's. `FolderInUse` if it is somebody else's. Of
     the processes that `torchrun` has started, the first holds it for all."""
@@ -291,12 +356,13 @@ def hold(
     finally:
         with _taking:
             del _held[key]
-            with suppress(OSError):                               # Windows: not while it is open
+            with suppress(OSError):  # Windows: not while it is open
                 os.unlink(file.name)
             file.close()
-        with suppress(OSError):                                   # where something was written
+        with suppress(OSError):  # where something was written
             for p in new:
                 p.rmdir()
+
 
 def _take(folder, key, me):
     says = f'{folder} is in use by another run, {{}}: wait for its end, or take another folder'
@@ -308,7 +374,7 @@ def _take(folder, key, me):
             if not _lock_file(file):
                 with file:
                     raise FolderInUse(says.format(_holder(file)))
-            if _is_there(file):                                   # else its last holder deleted it
+            if _is_there(file):  # else its last holder deleted it
                 break
             file.close()
         file.truncate(0)
@@ -318,16 +384,18 @@ def _take(folder, key, me):
         _held[key] = me
     return file
 
-def _lock_file(file): # a lock of the process, which those that it forks do not have
+
+def _lock_file(file):  # a lock of the process, which those that it forks do not have
     try:
         if os.name == 'nt':
-            os.lseek(file.fileno(), 1 << 20, os.SEEK_SET)     # where nobody reads
+            os.lseek(file.fileno(), 1 << 20, os.SEEK_SET)  # where nobody reads
             _locks.locking(file.fileno(), _locks.LK_NBLCK, 1)
         else:
             _locks.lockf(file, _locks.LOCK_EX | _locks.LOCK_NB)
     except OSError as e:
-        return e.errno not in (errno.EACCES, errno.EAGAIN)    # of a disk that cannot lock
+        return e.errno not in (errno.EACCES, errno.EAGAIN)  # of a disk that cannot lock
     return True
+
 
 def _holder(file):
     try:
@@ -335,6 +403,7 @@ def _holder(file):
         return 'process {pid} on {host}, since {since}'.format(**json.load(file))
     except (OSError, ValueError, KeyError, TypeError):
         return 'of a process that has not said its name yet'
+
 
 def _is_there(file):
     try:
@@ -346,38 +415,45 @@ def _is_there(file):
 #: names under which torch keeps the model that it wraps: data parallel, compiled, FSDP, recomputed activations
 WRAPPERS = {'module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
 
+
 def layers(
-    model:torch.nn.Module,
+    model: torch.nn.Module,
 ) -> list:
     "The model with its wrappers, from the outside to the model itself. What is wrapped by a class that is not torch's is a model."
     found = [model]
     while type(model).__module__.startswith('torch.') and len(model._modules) == 1:
-        (name, inside), = model._modules.items()
+        ((name, inside),) = model._modules.items()
         if name not in WRAPPERS:
             break
         model = inside
         found.append(model)
     return found
 
+
 def unwrap(
-    model:torch.nn.Module,
+    model: torch.nn.Module,
 ):
     "The model inside, however often it is wrapped; itself if it is not."
     return layers(model)[-1]
 
+
 def plain_name(
-    name:str, # of a weight
+    name: str,  # of a weight
 ) -> str:
     "The name as it is without wrappers: `module._orig_mod.h.0._orig_mod.bias` -> `h.0.bias`."
     return '.'.join(part for part in name.split('.') if part not in WRAPPERS)
 
 # %% ../nbs/90_utils.ipynb #b046222f
 def pick_device(
-    name:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', ...
+    name: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', ...
 ) -> str:
     "The device to use, as torch names it. `ValueError` if it is not there, or does not compute."
     name = str(name)
-    there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
+    there = {
+        'cuda': torch.cuda.is_available(),
+        'mps': torch.backends.mps.is_available(),
+        'cpu': True,
+    }
     if name == 'auto':
         return next(d for d in there if there[d])
     try:
@@ -392,7 +468,11 @@ def pick_device(
         _try_device(name)
     return str(device)
 
-def _try_device(name): # torch knows the names of many devices, of which few are there; 'meta' holds shapes and no numbers
+
+# torch knows the names of many devices, of which few are there; 'meta' holds shapes and no numbers
+def _try_device(
+    name,
+):
     try:
         torch.ones(1, device=name).sum().item()
     except Exception as e:
@@ -403,6 +483,7 @@ def most_workers() -> int:
     "As many threads or processes as can be of any use here: 32 for each core. More only stand in each other's way."
     return 32 * (os.cpu_count() or 1)
 
+
 def machine_memory() -> int:
     "Bytes of memory in this machine; where the system does not tell, as Windows does not, more than anybody has."
     try:
@@ -412,7 +493,7 @@ def machine_memory() -> int:
 
 # %% ../nbs/90_utils.ipynb #c9aeb5ee
 def pick_dtype(
-    device:str, # as `pick_device` returns it
+    device: str,  # as `pick_device` returns it
 ) -> torch.dtype:
     "The fastest type to multiply matrices in: bfloat16 where the hardware has it, float16 on older GPUs, else float32."
     kind = torch.device(device).type
@@ -423,6 +504,7 @@ def pick_dtype(
         return torch.bfloat16
     return torch.float32
 
+
 def _bfloat16_on_cpu():
     "Has the processor products in bfloat16, and may torch (ATEN_CPU_CAPABILITY) and oneDNN (ONEDNN_MAX_CPU_ISA) use them?"
     if not hasattr(torch.cpu, 'get_capabilities'):
@@ -431,14 +513,19 @@ def _bfloat16_on_cpu():
     limit = os.environ.get('ONEDNN_MAX_CPU_ISA', 'ALL').upper()
     allowed = re.search('ALL|DEFAULT|BF16|FP16|AMX|AVX10', limit)
     torch_uses = torch.backends.cpu.get_cpu_capability()
-    return bool((has.get('avx512_bf16') or has.get('amx_bf16')) and allowed and torch_uses.startswith('AVX512'))
+    return bool(
+        (has.get('avx512_bf16') or has.get('amx_bf16'))
+        and allowed
+        and torch_uses.startswith('AVX512')
+    )
 
 # %% ../nbs/90_utils.ipynb #9a51c0e2
-_evaluating, _lock = {}, threading.RLock()                    # model's id: [blocks, modes before]
+_evaluating, _lock = {}, threading.RLock()  # model's id: [blocks, modes before]
+
 
 @contextmanager
 def evaluating(
-    model, # a torch Module
+    model,  # a torch Module
 ):
     "Within the block `model` is in eval mode; after the last of overlapping ones, as it was."
     with _lock:
@@ -454,28 +541,33 @@ def evaluating(
             if not entry[0] and _evaluating.pop(id(model), None):
                 _restore(entry[1])
 
+
 def _all_eval(model):
     modes = [(m, m.training) for m in model.modules()]
     if not any(mode for _, mode in modes):
-        return []                                                 # nothing to do, and to undo
+        return []  # nothing to do, and to undo
     model.eval()
     return modes
 
+
 def _restore(modes):
     if modes:
-        modes[0][0].train(modes[0][1])                           # it may have a `train` of its own
+        modes[0][0].train(modes[0][1])  # it may have a `train` of its own
     for m, mode in modes:
         m.training = mode
 
 # %% ../nbs/90_utils.ipynb #d0cb4b7a
 def need(
-    module:str, # e.g. 'matplotlib.pyplot'
-    extra:str, # the extra of this package that brings it
+    module: str,  # e.g. 'matplotlib.pyplot'
+    extra: str,  # the extra of this package that brings it
 ):
     "Import `module` and return it; if it is missing, an `ImportError` with the command that installs it."
-    try: return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
     except ImportError as e:
-        raise ImportError(f"this needs {module.split('.')[0]}: pip install 'mingpt-nb[{extra}]'") from e
+        raise ImportError(
+            f"this needs {module.split('.')[0]}: pip install 'mingpt-nb[{extra}]'"
+        ) from e
 
 # %% ../nbs/90_utils.ipynb #bf6799ef
 def first_to_fail() -> bool:
@@ -489,16 +581,16 @@ def first_to_fail() -> bool:
         wait = datetime.timedelta(seconds=10)
         table = torch.distributed.TCPStore(host, port, is_master=False, timeout=wait)
         return table.add(f"mingpt_nb/failed/{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
-    except Exception:                                             # the launcher is gone, too
+    except Exception:  # the launcher is gone, too
         return True
 
 # %% ../nbs/90_utils.ipynb #5b0c7a43
 def write(
-    text:str,
+    text: str,
 ):
     "Write to the standard output, at once. What it cannot show becomes `?`. `OSError` if it cannot be written, or nobody reads."
     out = sys.stdout
-    if out is None:                                               # a program without a terminal
+    if out is None:  # a program without a terminal
         return
     try:
         out.write(text)
@@ -506,23 +598,25 @@ def write(
         out.write(text.encode(out.encoding, 'replace').decode(out.encoding))
     out.flush()
 
+
 def mute(
-    stream, # sys.stdout or sys.stderr
+    stream,  # sys.stdout or sys.stderr
 ):
     "From now on, what is written to the stream goes nowhere; also what it still holds when Python ends."
-    with suppress(OSError, ValueError, AttributeError):           # no file behind it: nothing to do
+    with suppress(OSError, ValueError, AttributeError):  # no file behind it: nothing to do
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
+
 def say(
-    *parts, # as for `print`
-    end:str='\n',
+    *parts,  # as for `print`
+    end: str = '\n',
 ):
     "`print`, for what a run says on its way: no output is a reason to lose a run."
     try:
         write(' '.join(map(str, parts)) + end)
-    except (OSError, ValueError) as e:                            # ValueError: the output is closed
+    except (OSError, ValueError) as e:  # ValueError: the output is closed
         mute(sys.stdout)
         if getattr(e, 'errno', None) != errno.EPIPE:
             logging.getLogger(__name__).warning('cannot write to the standard output: %s', e)
@@ -539,18 +633,20 @@ class Bar(tqdm):
             mute(self.fp)
 
 # %% ../nbs/90_utils.ipynb #3ca4edaf
-COMMANDS = { # command: (module of this package, what it does)
+COMMANDS = {  # command: (module of this package, what it does)
     'adder': ('adder', 'train a GPT to add numbers, and test it'),
     'chargpt': ('chargpt', 'train a GPT on the characters of a text of yours'),
     'generate': ('gpt2', 'continue a text, with GPT-2 or a model of yours'),
     'export': ('checkpoints', 'write a model of yours as transformers reads it'),
 }
 
+
 def _help(command, module):
     text = f'mingpt-nb {command}: {COMMANDS[command][1]}.\n{module.main.__doc__}'
     if hasattr(module, 'get_config'):
         text += f'\n\nfields, as in --system.seed=1, and what they are if not given:\n{module.get_config()}'
     return text
+
 
 def _run(command, rest):
     "What `cli` does, but for the errors."
@@ -567,8 +663,9 @@ def _run(command, rest):
         return write(_help(command, module) + '\n')
     module.main(rest)
 
+
 def cli(
-    args:list=None, # default: `sys.argv[1:]`
+    args: list = None,  # default: `sys.argv[1:]`
 ):
     """Run `mingpt-nb COMMAND [--field=value ...]`. `SystemExit` with a message for a mistake in the arguments or an error of the
     system, 130 after Ctrl-C, 141 where nobody reads what it writes."""
@@ -586,5 +683,5 @@ def cli(
         for stream in sys.stdout, sys.stderr:
             try:
                 stream.flush()
-            except (OSError, ValueError, AttributeError):         # AttributeError: there is none
-                mute(stream)                                      # or Python complains at its end
+            except (OSError, ValueError, AttributeError):  # AttributeError: there is none
+                mute(stream)  # or Python complains at its end

@@ -1,4 +1,5 @@
 "The rendered site and a browser, for the tests that need them, and the order of the files."
+
 import functools
 import http.server
 import os
@@ -12,7 +13,18 @@ import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
-LONGEST_FIRST = 'site', 'bench', 'scaling', 'checkpoints', 'tokens', 'bpe', 'gpt2', 'playground', 'chargpt', 'adder'
+LONGEST_FIRST = (
+    'site',
+    'bench',
+    'scaling',
+    'checkpoints',
+    'tokens',
+    'bpe',
+    'gpt2',
+    'playground',
+    'chargpt',
+    'adder',
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -25,6 +37,7 @@ def pytest_collection_modifyitems(items):
 def pytest_xdist_make_scheduler(config, log):
     "`pytest -n 2`: a file is run by one worker, which makes what its tests share once."
     from xdist.scheduler import LoadFileScheduling
+
     config.option.loadscopereorder = False
     return LoadFileScheduling(config, log)
 
@@ -34,8 +47,8 @@ def once(tmp_path_factory, name, make):
     base = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:
         base = base.parent
-    folder = base/name
-    with FileLock(base/f'{name}.lock'):
+    folder = base / name
+    with FileLock(base / f'{name}.lock'):
         if not folder.exists():
             make(part := tmp_path_factory.mktemp(name))
             part.rename(folder)
@@ -49,25 +62,32 @@ def docs(tmp_path_factory):
     from mingpt_nb.book import finish_site
 
     def render(tmp):
-        shutil.copytree(ROOT/'nbs', tmp/'nbs', ignore=shutil.ignore_patterns('out', '.*'))
-        shutil.copy(ROOT/'pyproject.toml', tmp)
-        subprocess.run([sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs()'], cwd=tmp, check=True)
-        smalldocs.build(tmp/'_proc', quiet=True)
-        finish_site(tmp/'_proc/_docs')
+        shutil.copytree(ROOT / 'nbs', tmp / 'nbs', ignore=shutil.ignore_patterns('out', '.*'))
+        shutil.copy(ROOT / 'pyproject.toml', tmp)
+        subprocess.run(
+            [sys.executable, '-c', 'from nbdev.serve import proc_nbs; proc_nbs()'],
+            cwd=tmp,
+            check=True,
+        )
+        smalldocs.build(tmp / '_proc', quiet=True)
+        finish_site(tmp / '_proc/_docs')
 
-    return once(tmp_path_factory, 'rendered', render)/'_proc/_docs'
+    return once(tmp_path_factory, 'rendered', render) / '_proc/_docs'
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
 
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
 
 @pytest.fixture(scope='session')
 def site(docs):
     "The address of the site on this machine."
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=docs)) as server:
+    with http.server.ThreadingHTTPServer(
+        ('127.0.0.1', 0), functools.partial(Quiet, directory=docs)
+    ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f'http://127.0.0.1:{server.server_port}/'
         server.shutdown()
@@ -77,8 +97,11 @@ def site(docs):
 def browser():
     "Chromium, driven by Playwright."
     playwright = pytest.importorskip('playwright.sync_api', reason='Playwright is not installed')
-    found = list(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))))
-    if not found: pytest.skip('no Chromium is installed')
+    found = list(
+        filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome')))
+    )
+    if not found:
+        pytest.skip('no Chromium is installed')
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=found[0], args=['--no-sandbox'])
         yield browser

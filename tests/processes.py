@@ -5,9 +5,11 @@ has its own folder, environment, arguments, pipes and exit code, and is killed a
 programs of that server the hashes of strings and what a module read from the environment when it was imported. So `plain=True` starts a new
 interpreter: for one of the two where two processes must agree, where memory is measured, and where such a variable is what the test is about.
 """
+
 import atexit
 import functools
 import gc
+import importlib
 import json
 import os
 import re
@@ -22,19 +24,39 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-STRICT = re.findall('"(error|default:.*)",', (ROOT/'pyproject.toml').read_text(encoding='utf-8'))     # filters of warnings
+STRICT = re.findall(
+    '"(error|default:.*)",', (ROOT / 'pyproject.toml').read_text(encoding='utf-8')
+)  # filters of warnings
 PYTHON = [sys.executable, *(word for filter in STRICT for word in ('-W', filter))]
-ENV = {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PYTHONPATH': str(ROOT), 'PYTHONIOENCODING': 'utf-8'}
+ENV = {
+    'OMP_NUM_THREADS': '1',
+    'MPLBACKEND': 'agg',
+    'PYTHONPATH': str(ROOT),
+    'PYTHONIOENCODING': 'utf-8',
+}
 
 
 def start(*args, cwd=None, env={}, plain=False, start_new_session=False):
     "`python -W error ARGS`, where ARGS are `-c CODE`, `-m MODULE` or a file, and what follows; with pipes for its output, as text."
-    early = any(name.startswith('PYTHON') and name != 'PYTHONPATH' for name in env)         # what the interpreter reads when it starts
+    early = any(
+        name.startswith('PYTHON') and name != 'PYTHONPATH' for name in env
+    )  # what the interpreter reads when it starts
     args, env = [str(a) for a in args], {**os.environ, **ENV, **env}
     if plain or early or sys.platform != 'linux':
-        return subprocess.Popen([*PYTHON, *args], cwd=cwd, env=env, text=True, encoding='utf-8', stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=start_new_session)
-    return Program(dict(args=args, cwd=os.path.abspath(cwd or '.'), env=env, session=start_new_session))
+        return subprocess.Popen(
+            [*PYTHON, *args],
+            cwd=cwd,
+            env=env,
+            text=True,
+            encoding='utf-8',
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=start_new_session,
+        )
+    return Program(
+        dict(args=args, cwd=os.path.abspath(cwd or '.'), env=env, session=start_new_session)
+    )
 
 
 def finish(process, code=0, timeout=300):
@@ -82,7 +104,8 @@ class Program:
         if self.returncode is None:
             os.kill(self.pid, number)
 
-    def kill(self): self.send_signal(signal.SIGKILL)
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
 
 
 @functools.cache
@@ -90,7 +113,12 @@ def server():
     "The socket on which the server takes requests; it ends when the socket closes."
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     env = {k: v for k, v in {**os.environ, **ENV}.items() if k != 'PYTHONPATH'}
-    process = subprocess.Popen([*PYTHON, __file__, str(theirs.fileno())], env=env, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+    process = subprocess.Popen(
+        [*PYTHON, __file__, str(theirs.fileno())],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        pass_fds=[theirs.fileno()],
+    )
     theirs.close()
     atexit.register(lambda: (ours.close(), process.wait()))
     return ours
@@ -110,7 +138,7 @@ def serve(requests):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     out, err, status = pipes
-    if pid := os.fork():                                         # this one waits, and tells
+    if pid := os.fork():  # this one waits, and tells
         os.close(out)
         os.close(err)
         os.write(status, b'%d\n' % pid)
@@ -153,7 +181,11 @@ def end(error):
         if code and error.code != code:
             print(error.code, file=sys.stderr)
     elif error:
-        what = sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+        what = sys.last_type, sys.last_value, sys.last_traceback = (
+            type(error),
+            error,
+            error.__traceback__,
+        )
         sys.excepthook(*what)
         code = 1
     threading._shutdown()
@@ -167,7 +199,8 @@ def end(error):
 
 
 if __name__ == '__main__':
-    import requests, torch._dynamo, torch.distributed.fsdp
+    for name in 'requests', 'torch._dynamo', 'torch.distributed.fsdp':
+        importlib.import_module(name)
     gc.freeze()
     program = serve(socket.socket(fileno=int(sys.argv[1])))
     error = None

@@ -2,6 +2,7 @@
 
 A reference for parity, and the slow peer in the benchmarks. Module and parameter names are minGPT's.
 """
+
 import math
 
 import torch
@@ -19,7 +20,9 @@ class Attention(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in self.c_attn(x).split(C, dim=2))
+        q, k, v = (
+            t.view(B, T, self.n_head, -1).transpose(1, 2) for t in self.c_attn(x).split(C, dim=2)
+        )
         att = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
         att = att.masked_fill(self.bias[:, :, :T, :T] == 0, -math.inf).softmax(-1)
         y = (self.attn_dropout(att) @ v).transpose(1, 2).reshape(B, T, C)
@@ -34,9 +37,19 @@ class Gelu(nn.Module):
 class Block(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.ln_1, self.attn, self.ln_2 = nn.LayerNorm(c.n_embd), Attention(c), nn.LayerNorm(c.n_embd)
-        self.mlp = nn.ModuleDict(dict(c_fc=nn.Linear(c.n_embd, 4 * c.n_embd), c_proj=nn.Linear(4 * c.n_embd, c.n_embd),
-                                      act=Gelu(), dropout=nn.Dropout(c.resid_pdrop)))
+        self.ln_1, self.attn, self.ln_2 = (
+            nn.LayerNorm(c.n_embd),
+            Attention(c),
+            nn.LayerNorm(c.n_embd),
+        )
+        self.mlp = nn.ModuleDict(
+            dict(
+                c_fc=nn.Linear(c.n_embd, 4 * c.n_embd),
+                c_proj=nn.Linear(4 * c.n_embd, c.n_embd),
+                act=Gelu(),
+                dropout=nn.Dropout(c.resid_pdrop),
+            )
+        )
 
     def forward(self, x):
         x = x + self.attn(self.ln_1(x))
@@ -48,9 +61,15 @@ class ReferenceGPT(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.block_size = c.block_size
-        self.transformer = nn.ModuleDict(dict(
-            wte=nn.Embedding(c.vocab_size, c.n_embd), wpe=nn.Embedding(c.block_size, c.n_embd), drop=nn.Dropout(c.embd_pdrop),
-            h=nn.ModuleList([Block(c) for _ in range(c.n_layer)]), ln_f=nn.LayerNorm(c.n_embd)))
+        self.transformer = nn.ModuleDict(
+            dict(
+                wte=nn.Embedding(c.vocab_size, c.n_embd),
+                wpe=nn.Embedding(c.block_size, c.n_embd),
+                drop=nn.Dropout(c.embd_pdrop),
+                h=nn.ModuleList([Block(c) for _ in range(c.n_layer)]),
+                ln_f=nn.LayerNorm(c.n_embd),
+            )
+        )
         self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         self.apply(self.init)
         for name, p in self.named_parameters():
@@ -67,7 +86,10 @@ class ReferenceGPT(nn.Module):
     def configure_optimizers(self, c):
         decay = [m.weight for m in self.modules() if isinstance(m, nn.Linear)]
         other = [p for p in self.parameters() if not any(p is d for d in decay)]
-        groups = [dict(params=decay, weight_decay=c.weight_decay), dict(params=other, weight_decay=0.0)]
+        groups = [
+            dict(params=decay, weight_decay=c.weight_decay),
+            dict(params=other, weight_decay=0.0),
+        ]
         return torch.optim.AdamW(groups, lr=c.learning_rate, betas=c.betas)
 
     def forward(self, idx, targets=None):

@@ -1,4 +1,5 @@
 """The notebooks as a book: every public name is asserted in its own chapter, and what is generated is in step."""
+
 import ast
 import importlib
 import re
@@ -10,7 +11,11 @@ import pytest
 from mingpt_nb.book import BookPage, claims, out_of_range, printed, to_markdown
 
 ROOT = Path(__file__).parents[1]
-CHAPTERS = [p for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')) if 'default_exp' in p.read_text(encoding='utf-8')]
+CHAPTERS = [
+    p
+    for p in sorted((ROOT / 'nbs').glob('[0-9]*.ipynb'))
+    if 'default_exp' in p.read_text(encoding='utf-8')
+]
 
 
 def code_cells(path):
@@ -26,7 +31,13 @@ def public_names(sources):
     for node in ast.parse('\n'.join(sources)).body:
         if isinstance(node, ast.ClassDef):
             yield node.name
-            yield from (f.name for f in node.body if isinstance(f, ast.FunctionDef) and not f.name.startswith('_') and f.name != 'forward')    # modules are called
+            yield from (
+                f.name
+                for f in node.body
+                if isinstance(f, ast.FunctionDef)
+                and not f.name.startswith('_')
+                and f.name != 'forward'
+            )  # modules are called
         elif isinstance(node, ast.FunctionDef) and node.name != 'forward':
             yield node.name
         elif isinstance(node, ast.Assign):
@@ -34,7 +45,9 @@ def public_names(sources):
 
 
 def asserting(source):
-    return re.search(r'\bassert\b|\btest_\w+\(|\bexpect_fail\(|\bcheck_\w+\(|\bsays\(|\bfails\(', source)
+    return re.search(
+        r'\bassert\b|\btest_\w+\(|\bexpect_fail\(|\bcheck_\w+\(|\bsays\(|\bfails\(', source
+    )
 
 
 @pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
@@ -55,34 +68,57 @@ def test_no_definition_is_hidden_from_the_reader(path):
 
 @pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
 def test_chapters_import_from_earlier_ones_only(path):
-    number = {re.search(r'#\| *default_exp (\w+)', '\n'.join(code_cells(p)))[1]: int(p.name[:2]) for p in CHAPTERS}
+    number = {
+        re.search(r'#\| *default_exp (\w+)', '\n'.join(code_cells(p)))[1]: int(p.name[:2])
+        for p in CHAPTERS
+    }
     me = int(path.name[:2])
     for source in filter(exported, code_cells(path)):
         for module in re.findall(r'^from mingpt_nb\.(\w+) import', source, re.M):
-            assert number[module] < me or number[module] >= 90, f'{path.name} imports mingpt_nb.{module}'
+            assert number[module] < me or number[module] >= 90, (
+                f'{path.name} imports mingpt_nb.{module}'
+            )
 
 
-@pytest.mark.parametrize('path', [*CHAPTERS, ROOT/'nbs/index.ipynb'], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [*CHAPTERS, ROOT / 'nbs/index.ipynb'], ids=lambda p: p.stem)
 def test_outputs_are_saved_and_hold_no_error(path):
     cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
     assert any(c.outputs for c in cells), f'{path.name} was not run: make outputs'
     assert not [o for c in cells for o in c.outputs if o.output_type == 'error']
-    assert not [o for c in cells for o in c.outputs if o.get('name') == 'stderr'], f'{path.name}: a warning on the page'
+    assert not [o for c in cells for o in c.outputs if o.get('name') == 'stderr'], (
+        f'{path.name}: a warning on the page'
+    )
 
 
 def test_all_names_exist():
     for path in CHAPTERS:
-        module = importlib.import_module('mingpt_nb.' + re.search(r'#\| *default_exp (\w+)', '\n'.join(code_cells(path)))[1])
+        module = importlib.import_module(
+            'mingpt_nb.' + re.search(r'#\| *default_exp (\w+)', '\n'.join(code_cells(path)))[1]
+        )
         assert all(hasattr(module, n) for n in module.__all__)
 
 
 def test_readme_is_the_front_page():
-    assert (ROOT/'README.md').read_text(encoding='utf-8') == to_markdown(ROOT/'nbs/index.ipynb'), "run 'make readme'"
+    assert (ROOT / 'README.md').read_text(encoding='utf-8') == to_markdown(
+        ROOT / 'nbs/index.ipynb'
+    ), "run 'make readme'"
 
 
 def test_the_minutes_on_the_map_are_those_of_the_chapters():
-    rows = dict(re.findall(r'\]\((\d\d_\w+\.ipynb)\) \|.*\| (\d+) \|', (ROOT/'nbs/index.ipynb').read_text(encoding='utf-8')))
-    opening = {n: ' '.join(c.source for c in nbformat.read(ROOT/'nbs'/n, 4).cells[:4] if c.cell_type == 'markdown') for n in rows}
+    rows = dict(
+        re.findall(
+            r'\]\((\d\d_\w+\.ipynb)\) \|.*\| (\d+) \|',
+            (ROOT / 'nbs/index.ipynb').read_text(encoding='utf-8'),
+        )
+    )
+    opening = {
+        n: ' '.join(
+            c.source
+            for c in nbformat.read(ROOT / 'nbs' / n, 4).cells[:4]
+            if c.cell_type == 'markdown'
+        )
+        for n in rows
+    }
     assert rows and rows == {n: re.search(r'(\d+) minutes', text)[1] for n, text in opening.items()}
 
 
@@ -107,7 +143,7 @@ VARIES = {
 
 def test_cells_that_vary_are_listed_and_hold_the_page_to_their_ranges():
     found = {}
-    for path in sorted((ROOT/'nbs').glob('*.ipynb')):
+    for path in sorted((ROOT / 'nbs').glob('*.ipynb')):
         for cell in nbformat.read(path, 4).cells:
             said = claims(cell)
             if said is None:
@@ -115,7 +151,9 @@ def test_cells_that_vary_are_listed_and_hold_the_page_to_their_ranges():
             found[f'{path.stem} {cell.id}'] = cell
             text, wrong = out_of_range(printed(cell), said[1])
             assert not wrong, f'{path.name}, cell {cell.id}: {wrong}'
-            assert asserting(cell.source), f'{path.name}, cell {cell.id} states a range and asserts none'
+            assert asserting(cell.source), (
+                f'{path.name}, cell {cell.id} states a range and asserts none'
+            )
     assert set(found) == set(VARIES)
 
 
@@ -127,10 +165,11 @@ def has_link(path):
     return 'Open in Colab' in nb.cells[1].source
 
 
-@pytest.mark.parametrize('path', sorted((ROOT/'nbs').glob('*.ipynb')), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', sorted((ROOT / 'nbs').glob('*.ipynb')), ids=lambda p: p.stem)
 def test_what_opens_in_colab_can_run_there(path):
     "Before the first import of a notebook with the link there is the cell that installs the book, the same in all."
-    if not has_link(path): return
-    setup = next(s for s in code_cells(ROOT/'nbs/00_bpe.ipynb') if 'google.colab' in s)
+    if not has_link(path):
+        return
+    setup = next(s for s in code_cells(ROOT / 'nbs/00_bpe.ipynb') if 'google.colab' in s)
     first = next(s for s in code_cells(path) if not s.startswith('#| default_exp'))
     assert first == setup

@@ -1,4 +1,5 @@
 """GPT-2 checkpoints of many shapes against transformers: in, out, refused, in little memory, and from the command line."""
+
 import hashlib
 import itertools
 import json
@@ -19,21 +20,32 @@ transformers = pytest.importorskip('transformers')
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-import mingpt_nb.bpe, mingpt_nb.model, mingpt_nb.utils
+import processes
+
+import mingpt_nb.bpe
+import mingpt_nb.model
+import mingpt_nb.utils
 from mingpt_nb import gpt2
 from mingpt_nb.bpe import BPETokenizer, CharTokenizer, get_encoder
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import save_model
-import processes
 
-SMALL = dict(vocab_size=61, n_positions=16, n_embd=24, n_layer=2, n_head=3, bos_token_id=None, eos_token_id=None)
+SMALL = dict(
+    vocab_size=61,
+    n_positions=16,
+    n_embd=24,
+    n_layer=2,
+    n_head=3,
+    bos_token_id=None,
+    eos_token_id=None,
+)
 
 
 def hf(seed=0, **kwargs):
     torch.manual_seed(seed)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**SMALL | kwargs)).eval()
     with torch.no_grad():
-        for p in model.parameters():                            # biases and norms, too, unlike a fresh model
+        for p in model.parameters():  # biases and norms, too, unlike a fresh model
             p.add_(torch.randn_like(p) * 0.1)
     return model
 
@@ -49,7 +61,11 @@ def edit(folder, **changes):
 
 
 def ids(model, B=3, T=None):
-    return torch.randint(model.config.vocab_size, (B, T or model.config.n_positions), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        model.config.vocab_size,
+        (B, T or model.config.n_positions),
+        generator=torch.Generator().manual_seed(1),
+    )
 
 
 @torch.no_grad()
@@ -57,7 +73,9 @@ def assert_same(ours, theirs, T=None):
     x = ids(theirs, T=T)
     torch.testing.assert_close(ours(x)[0], theirs(x).logits, rtol=1e-4, atol=1e-4)
     if x.size(1) > 1:
-        torch.testing.assert_close(ours(x[:, :-1], x[:, 1:])[1], theirs(x, labels=x).loss, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ours(x[:, :-1], x[:, 1:])[1], theirs(x, labels=x).loss, rtol=1e-4, atol=1e-4
+        )
 
 
 @torch.no_grad()
@@ -65,64 +83,137 @@ def greedy(theirs, x, n):
     "Greedy tokens from transformers' logits, the window sliding as ours does."
     margin = float('inf')
     for _ in range(n):
-        best = theirs(x[:, -theirs.config.n_positions:]).logits[:, -1].topk(min(2, theirs.config.vocab_size))
+        best = (
+            theirs(x[:, -theirs.config.n_positions :])
+            .logits[:, -1]
+            .topk(min(2, theirs.config.vocab_size))
+        )
         margin = min(margin, (best.values[:, 0] - best.values[:, 1:].sum(1)).min().item())
         x = torch.cat((x, best.indices[:, :1]), dim=1)
     return x, margin
 
 
 SHAPES = [
-    {}, dict(n_layer=1, n_head=1, n_embd=1), dict(n_embd=8, n_head=8), dict(n_layer=6, n_embd=48, n_head=12, n_inner=48),   # distilgpt2: 6 layers
-    dict(n_positions=1), dict(vocab_size=1), dict(vocab_size=50304, n_embd=8, n_head=2), dict(n_positions=200, n_layer=3), dict(n_inner=7),
-    dict(n_inner=24), dict(layer_norm_epsilon=1e-2), dict(layer_norm_epsilon=1e-12), dict(tie_word_embeddings=False),
+    {},
+    dict(n_layer=1, n_head=1, n_embd=1),
+    dict(n_embd=8, n_head=8),
+    dict(n_layer=6, n_embd=48, n_head=12, n_inner=48),  # distilgpt2: 6 layers
+    dict(n_positions=1),
+    dict(vocab_size=1),
+    dict(vocab_size=50304, n_embd=8, n_head=2),
+    dict(n_positions=200, n_layer=3),
+    dict(n_inner=7),
+    dict(n_inner=24),
+    dict(layer_norm_epsilon=1e-2),
+    dict(layer_norm_epsilon=1e-12),
+    dict(tie_word_embeddings=False),
     dict(tie_word_embeddings=False, n_inner=5, layer_norm_epsilon=0.5, activation_function='silu'),
-    dict(resid_pdrop=0.5, embd_pdrop=0.3, attn_pdrop=0.2), dict(reorder_and_upcast_attn=True, attn_implementation='eager'),
-    *(dict(activation_function=a) for a in ('gelu_new', 'gelu', 'relu', 'silu', 'swish', 'tanh', 'gelu_pytorch_tanh')),
+    dict(resid_pdrop=0.5, embd_pdrop=0.3, attn_pdrop=0.2),
+    dict(reorder_and_upcast_attn=True, attn_implementation='eager'),
+    *(
+        dict(activation_function=a)
+        for a in ('gelu_new', 'gelu', 'relu', 'silu', 'swish', 'tanh', 'gelu_pytorch_tanh')
+    ),
 ]
 
 
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_shapes(tmp_path, shape):
     theirs = hf(**shape)
-    ours = GPT.from_pretrained(save(theirs, tmp_path/'in'))
+    ours = GPT.from_pretrained(save(theirs, tmp_path / 'in'))
     assert not ours.training
     assert_same(ours, theirs)
     assert_same(ours, theirs, T=1)
     W = theirs.config.n_positions
     x = ids(theirs, T=max(1, W // 2))
     want, margin = greedy(theirs, x, min(W, 12) + 6)
-    if margin > 1e-4:                                            # a tie may go either way
+    if margin > 1e-4:  # a tie may go either way
         assert torch.equal(ours.generate(x, min(W, 12) + 6), want)
-    ours.save_pretrained(tmp_path/'out')
-    back = transformers.GPT2LMHeadModel.from_pretrained(tmp_path/'out').eval()
-    again, direct = GPT.from_pretrained(tmp_path/'out'), ours.to_hf()
+    ours.save_pretrained(tmp_path / 'out')
+    back = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / 'out').eval()
+    again, direct = GPT.from_pretrained(tmp_path / 'out'), ours.to_hf()
     for (name, p), q, r in zip(theirs.named_parameters(), back.parameters(), direct.parameters()):
         assert torch.equal(p, q) and torch.equal(p, r), name
     for (name, p), q in zip(ours.named_parameters(), again.named_parameters()):
         assert name == q[0] and torch.equal(p, q[1]), name
     assert again.config.to_dict() == ours.config.to_dict()
-    for field in ('n_inner', 'activation_function', 'layer_norm_epsilon', 'tie_word_embeddings', 'attn_pdrop', 'embd_pdrop', 'resid_pdrop'):
+    for field in (
+        'n_inner',
+        'activation_function',
+        'layer_norm_epsilon',
+        'tie_word_embeddings',
+        'attn_pdrop',
+        'embd_pdrop',
+        'resid_pdrop',
+    ):
         assert getattr(back.config, field) == getattr(theirs.config, field), field
 
 
 def test_random_shapes(tmp_path):
-    from hypothesis import HealthCheck, given, settings, strategies as st
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
 
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 8), st.integers(1, 40), st.integers(2, 300), st.none() | st.integers(1, 70),
-           st.sampled_from(['gelu_new', 'relu', 'gelu']), st.booleans(), st.floats(1e-8, 0.1), st.sampled_from([None, '5KB']), st.booleans())
-    def check(n_layer, n_head, hs, n_positions, vocab_size, n_inner, activation, tied, eps, shard, sizes_by_alias):
-        theirs = hf(n_layer=n_layer, n_head=n_head, n_embd=n_head * hs, n_positions=n_positions, vocab_size=vocab_size, n_inner=n_inner,
-                    activation_function=activation, tie_word_embeddings=tied, layer_norm_epsilon=eps)
-        folder = tmp_path/str(len(list(tmp_path.iterdir())))
+    @settings(
+        max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    @given(
+        st.integers(1, 4),
+        st.integers(1, 6),
+        st.integers(1, 8),
+        st.integers(1, 40),
+        st.integers(2, 300),
+        st.none() | st.integers(1, 70),
+        st.sampled_from(['gelu_new', 'relu', 'gelu']),
+        st.booleans(),
+        st.floats(1e-8, 0.1),
+        st.sampled_from([None, '5KB']),
+        st.booleans(),
+    )
+    def check(
+        n_layer,
+        n_head,
+        hs,
+        n_positions,
+        vocab_size,
+        n_inner,
+        activation,
+        tied,
+        eps,
+        shard,
+        sizes_by_alias,
+    ):
+        theirs = hf(
+            n_layer=n_layer,
+            n_head=n_head,
+            n_embd=n_head * hs,
+            n_positions=n_positions,
+            vocab_size=vocab_size,
+            n_inner=n_inner,
+            activation_function=activation,
+            tie_word_embeddings=tied,
+            layer_norm_epsilon=eps,
+        )
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
         save(theirs, folder, **dict(max_shard_size=shard) if shard else {})
         if sizes_by_alias:
-            config = json.loads((folder/'config.json').read_text())
-            (folder/'config.json').write_text(json.dumps({theirs.config.__class__.attribute_map.get(k, k): v for k, v in config.items()} | {
-                a: config.pop(k) for a, k in theirs.config.attribute_map.items() if k in config}))
+            config = json.loads((folder / 'config.json').read_text())
+            (folder / 'config.json').write_text(
+                json.dumps(
+                    {theirs.config.__class__.attribute_map.get(k, k): v for k, v in config.items()}
+                    | {
+                        a: config.pop(k)
+                        for a, k in theirs.config.attribute_map.items()
+                        if k in config
+                    }
+                )
+            )
         ours = GPT.from_pretrained(folder)
         assert_same(ours, theirs)
-        assert sum(p.numel() for p in ours.parameters()) == mingpt_nb.model.count_params(ours.config) == sum(p.numel() for p in theirs.parameters())
+        assert (
+            sum(p.numel() for p in ours.parameters())
+            == mingpt_nb.model.count_params(ours.config)
+            == sum(p.numel() for p in theirs.parameters())
+        )
 
     check()
 
@@ -130,64 +221,85 @@ def test_random_shapes(tmp_path):
 def test_formats(tmp_path):
     theirs = hf()
     x = ids(theirs)
-    folder = save(theirs, tmp_path/'one')
+    folder = save(theirs, tmp_path / 'one')
     want = GPT.from_pretrained(folder)(x)[0]
-    weights = load_file(folder/'model.safetensors')
-    config = (folder/'config.json').read_text()
-    masks = {f'{{}}h.{i}.attn.{k}': v for i in range(2) for k, v in (('bias', torch.ones(1, 1, 16, 16).tril()), ('masked_bias', torch.tensor(-1e4)))}
+    weights = load_file(folder / 'model.safetensors')
+    config = (folder / 'config.json').read_text()
+    masks = {
+        f'{{}}h.{i}.attn.{k}': v
+        for i in range(2)
+        for k, v in (('bias', torch.ones(1, 1, 16, 16).tril()), ('masked_bias', torch.tensor(-1e4)))
+    }
     plain = {k.removeprefix('transformer.'): v for k, v in weights.items()}
-    variants = dict(plain=plain, masks=weights | {k.format('transformer.'): v for k, v in masks.items()},
-                    plain_masks=plain | {k.format(''): v.to(torch.uint8) if v.dim() else v for k, v in masks.items()},
-                    head=weights | {'lm_head.weight': weights['transformer.wte.weight'].clone()})
+    variants = dict(
+        plain=plain,
+        masks=weights | {k.format('transformer.'): v for k, v in masks.items()},
+        plain_masks=plain
+        | {k.format(''): v.to(torch.uint8) if v.dim() else v for k, v in masks.items()},
+        head=weights | {'lm_head.weight': weights['transformer.wte.weight'].clone()},
+    )
     for name, tensors in variants.items():
         for kind in 'safetensors', 'zip', 'pickle':
-            to = tmp_path/f'{name}_{kind}'
+            to = tmp_path / f'{name}_{kind}'
             to.mkdir()
-            (to/'config.json').write_text(config)
+            (to / 'config.json').write_text(config)
             if kind == 'safetensors':
-                save_file(tensors, to/'model.safetensors')
+                save_file(tensors, to / 'model.safetensors')
             else:
-                torch.save(tensors, to/'pytorch_model.bin', _use_new_zipfile_serialization=kind == 'zip')
+                torch.save(
+                    tensors, to / 'pytorch_model.bin', _use_new_zipfile_serialization=kind == 'zip'
+                )
             assert torch.equal(GPT.from_pretrained(to)(x)[0], want), to
-    shards = save(theirs, tmp_path/'shards', max_shard_size='10KB')
-    assert len(list(shards.glob('model-*'))) > 1 and torch.equal(GPT.from_pretrained(shards)(x)[0], want)
-    (shards/'model.safetensors.index.json').rename(shards/'pytorch_model.bin.index.json')
-    index = json.loads((shards/'pytorch_model.bin.index.json').read_text())
+    shards = save(theirs, tmp_path / 'shards', max_shard_size='10KB')
+    assert len(list(shards.glob('model-*'))) > 1 and torch.equal(
+        GPT.from_pretrained(shards)(x)[0], want
+    )
+    (shards / 'model.safetensors.index.json').rename(shards / 'pytorch_model.bin.index.json')
+    index = json.loads((shards / 'pytorch_model.bin.index.json').read_text())
     for path in shards.glob('model-*'):
-        torch.save(load_file(path), shards/f'{path.stem}.bin')
+        torch.save(load_file(path), shards / f'{path.stem}.bin')
         path.unlink()
-    index['weight_map'] = {k: v.replace('.safetensors', '.bin') for k, v in index['weight_map'].items()}
-    (shards/'pytorch_model.bin.index.json').write_text(json.dumps(index))
+    index['weight_map'] = {
+        k: v.replace('.safetensors', '.bin') for k, v in index['weight_map'].items()
+    }
+    (shards / 'pytorch_model.bin.index.json').write_text(json.dumps(index))
     assert torch.equal(GPT.from_pretrained(shards)(x)[0], want)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision(tmp_path, dtype):
     theirs = hf().to(dtype)
-    folder = save(theirs, tmp_path/'half')
+    folder = save(theirs, tmp_path / 'half')
     ours = GPT.from_pretrained(folder)
     assert {p.dtype for p in ours.parameters()} == {torch.float32}
     assert_same(ours, theirs.float())
     kept = GPT.from_pretrained(folder, dtype=None)
     assert {p.dtype for p in kept.parameters()} == {dtype}
-    kept.save_pretrained(tmp_path/'again')
-    assert load_file(tmp_path/'again'/'model.safetensors').keys() == load_file(folder/'model.safetensors').keys()
-    for k, v in load_file(tmp_path/'again'/'model.safetensors').items():
-        assert v.dtype == dtype and torch.equal(v, load_file(folder/'model.safetensors')[k])
+    kept.save_pretrained(tmp_path / 'again')
+    assert (
+        load_file(tmp_path / 'again' / 'model.safetensors').keys()
+        == load_file(folder / 'model.safetensors').keys()
+    )
+    for k, v in load_file(tmp_path / 'again' / 'model.safetensors').items():
+        assert v.dtype == dtype and torch.equal(v, load_file(folder / 'model.safetensors')[k])
 
 
 def test_loaded_model_trains_and_copies(tmp_path):
-    import copy, pickle
-    ours = GPT.from_pretrained(save(hf(resid_pdrop=0.1), tmp_path/'m')).train()
+    import copy
+    import pickle
+
+    ours = GPT.from_pretrained(save(hf(resid_pdrop=0.1), tmp_path / 'm')).train()
     x = torch.randint(61, (4, 16))
     for m in copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), ours:
         assert m.lm_head.weight is m.transformer.wte.weight
         train = mingpt_nb.utils.CfgNode(learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
         opt, first = m.configure_optimizers(train), m(x, x)[1]
         for _ in range(5):
-            opt.zero_grad(); m(x, x)[1].backward(); opt.step()
+            opt.zero_grad()
+            m(x, x)[1].backward()
+            opt.step()
         assert m(x, x)[1] < first
-    save(hf(seed=9), tmp_path/'m')                               # the file may change: nothing of it is still mapped
+    save(hf(seed=9), tmp_path / 'm')  # the file may change: nothing of it is still mapped
     assert all(torch.isfinite(p).all() for p in ours.parameters())
 
 
@@ -214,7 +326,7 @@ REFUSED = {
 
 @pytest.mark.parametrize('says', REFUSED)
 def test_refused(tmp_path, says):
-    folder = save(hf(), tmp_path/'m')
+    folder = save(hf(), tmp_path / 'm')
     edit(folder, **REFUSED[says])
     with pytest.raises(ValueError) as e:
         GPT.from_pretrained(folder)
@@ -222,37 +334,41 @@ def test_refused(tmp_path, says):
 
 
 def test_damaged(tmp_path):
-    folder = save(hf(), tmp_path/'m')
-    weights = {k: v.clone() for k, v in load_file(folder/'model.safetensors').items()}            # the file is about to change
-    whole = (folder/'model.safetensors').read_bytes()
+    folder = save(hf(), tmp_path / 'm')
+    weights = {
+        k: v.clone() for k, v in load_file(folder / 'model.safetensors').items()
+    }  # the file is about to change
+    whole = (folder / 'model.safetensors').read_bytes()
     for raw in whole[:-1], whole[:1000], whole[:7], b'', b'<html>not found</html>', b'\xff' * 100:
-        (folder/'model.safetensors').write_bytes(raw)
+        (folder / 'model.safetensors').write_bytes(raw)
         with pytest.raises(ValueError, match='model.safetensors is damaged or incomplete'):
             GPT.from_pretrained(folder)
-    (folder/'model.safetensors').unlink()
+    (folder / 'model.safetensors').unlink()
     with pytest.raises(FileNotFoundError, match='no weights in'):
         GPT.from_pretrained(folder)
-    torch.save(weights, folder/'pytorch_model.bin')
-    whole = (folder/'pytorch_model.bin').read_bytes()
+    torch.save(weights, folder / 'pytorch_model.bin')
+    whole = (folder / 'pytorch_model.bin').read_bytes()
     for raw in whole[:-1000], whole[:10], b'', b'<html>not found</html>':
-        (folder/'pytorch_model.bin').write_bytes(raw)
+        (folder / 'pytorch_model.bin').write_bytes(raw)
         with pytest.raises(ValueError, match='pytorch_model.bin is damaged or incomplete'):
             GPT.from_pretrained(folder)
-    torch.save({'transformer.wte.weight': subprocess.Popen}, folder/'pytorch_model.bin')      # a pickle that is more than numbers
+    torch.save(
+        {'transformer.wte.weight': subprocess.Popen}, folder / 'pytorch_model.bin'
+    )  # a pickle that is more than numbers
     with pytest.raises(ValueError, match='damaged or incomplete'):
         GPT.from_pretrained(folder)
-    (folder/'config.json').write_text('{"model_type": "gp')
+    (folder / 'config.json').write_text('{"model_type": "gp')
     with pytest.raises(ValueError, match='config.json is not JSON'):
         GPT.from_pretrained(folder)
-    (folder/'config.json').unlink()
+    (folder / 'config.json').unlink()
     with pytest.raises(FileNotFoundError, match='no config.json'):
         GPT.from_pretrained(folder)
     with pytest.raises(FileNotFoundError, match='no folder'):
-        GPT.from_pretrained(tmp_path/'nowhere')
+        GPT.from_pretrained(tmp_path / 'nowhere')
 
 
 def test_head_that_differs(tmp_path):
-    folder = save(hf(tie_word_embeddings=False), tmp_path/'m')
+    folder = save(hf(tie_word_embeddings=False), tmp_path / 'm')
     edit(folder, tie_word_embeddings=True)
     with pytest.raises(ValueError, match='lm_head.weight differs from wte.weight'):
         GPT.from_pretrained(folder)
@@ -260,7 +376,9 @@ def test_head_that_differs(tmp_path):
 
 def run(*args, env={}, code=None, module=None, cwd=None, plain=False):
     what = ['-m', module] if module else ['-c', code or 'from mingpt_nb.utils import cli; cli()']
-    process = processes.start(*what, *args, env={'HF_HUB_OFFLINE': '1', **env}, cwd=cwd, plain=plain)
+    process = processes.start(
+        *what, *args, env={'HF_HUB_OFFLINE': '1', **env}, cwd=cwd, plain=plain
+    )
     out, err = process.communicate(timeout=120)
     return SimpleNamespace(returncode=process.returncode, stdout=out, stderr=err)
 
@@ -281,9 +399,15 @@ print(json.dumps([peak() - before, sum(sizes), max(sizes), [m for m in sys.modul
 def test_memory(tmp_path, shard):
     "Loading takes the weights, the largest tensor and little more; and a folder needs neither transformers nor the hub's library."
     torch.manual_seed(0)
-    config = transformers.GPT2Config(n_layer=6, n_embd=512, n_head=8, vocab_size=20000, n_positions=64)       # 117 MB
-    save(transformers.GPT2LMHeadModel(config), tmp_path/'m', **dict(max_shard_size=shard) if shard else {})
-    out = run(str(tmp_path/'m'), code=MEASURE, plain=True)
+    config = transformers.GPT2Config(
+        n_layer=6, n_embd=512, n_head=8, vocab_size=20000, n_positions=64
+    )  # 117 MB
+    save(
+        transformers.GPT2LMHeadModel(config),
+        tmp_path / 'm',
+        **dict(max_shard_size=shard) if shard else {},
+    )
+    out = run(str(tmp_path / 'm'), code=MEASURE, plain=True)
     assert out.returncode == 0, out.stderr
     grown, total, largest, imported = json.loads(out.stdout)
     assert total > 110e6 and not imported
@@ -292,7 +416,7 @@ def test_memory(tmp_path, shard):
 
 def test_meta_needs_no_random_numbers(tmp_path):
     "Loading does not disturb the generator."
-    folder = save(hf(), tmp_path/'m')
+    folder = save(hf(), tmp_path / 'm')
     before = torch.get_rng_state()
     GPT.from_pretrained(folder)
     assert torch.equal(torch.get_rng_state(), before)
@@ -303,8 +427,8 @@ def gpt2_folder(tmp_path_factory):
     "GPT-2's vocabulary with a small model, in a folder named as minGPT's programs name it."
     where = tmp_path_factory.mktemp('models')
     theirs = hf(vocab_size=50257, n_positions=64, bos_token_id=50256, eos_token_id=50256)
-    GPT.from_pretrained(save(theirs, where/'tmp')).save_pretrained(where/'gpt2', get_encoder())
-    return where/'gpt2'
+    GPT.from_pretrained(save(theirs, where / 'tmp')).save_pretrained(where / 'gpt2', get_encoder())
+    return where / 'gpt2'
 
 
 def test_program_logits_and_greedy(gpt2_folder, monkeypatch):
@@ -313,10 +437,15 @@ def test_program_logits_and_greedy(gpt2_folder, monkeypatch):
     for name in 'bpe', 'model', 'utils':
         monkeypatch.setitem(sys.modules, f'mingpt.{name}', getattr(mingpt_nb, name))
     monkeypatch.setitem(sys.modules, 'mingpt', mingpt_nb)
-    from mingpt.model import GPT
     from mingpt.bpe import BPETokenizer
-    model, model_hf = GPT.from_pretrained('gpt2'), transformers.GPT2LMHeadModel.from_pretrained('gpt2')
-    model.eval(); model_hf.eval()
+    from mingpt.model import GPT
+
+    model, model_hf = (
+        GPT.from_pretrained('gpt2'),
+        transformers.GPT2LMHeadModel.from_pretrained('gpt2'),
+    )
+    model.eval()
+    model_hf.eval()
     tokenizer, tokenizer_hf = BPETokenizer(), transformers.GPT2Tokenizer.from_pretrained('gpt2')
     x1 = tokenizer('Hello, my dog is a little')
     x2 = tokenizer_hf('Hello, my dog is a little', return_tensors='pt')['input_ids']
@@ -324,8 +453,14 @@ def test_program_logits_and_greedy(gpt2_folder, monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(model(x1)[0], model_hf(x2).logits, rtol=1e-4, atol=1e-4)
         y1 = model.generate(x1, max_new_tokens=20, do_sample=False)[0]
-        y2 = model_hf.generate(x2, attention_mask=torch.ones_like(x2), max_new_tokens=20, do_sample=False, pad_token_id=50256)[0]
-    assert torch.equal(y1[:len(y2)], y2)
+        y2 = model_hf.generate(
+            x2,
+            attention_mask=torch.ones_like(x2),
+            max_new_tokens=20,
+            do_sample=False,
+            pad_token_id=50256,
+        )[0]
+    assert torch.equal(y1[: len(y2)], y2)
     assert tokenizer.decode(y1.cpu().squeeze()) == tokenizer_hf.decode(y1)
 
 
@@ -335,7 +470,11 @@ def test_program_samples(gpt2_folder, monkeypatch):
     mingpt_nb.utils.set_seed(3407)
     model, tokenizer = GPT.from_pretrained('gpt2'), BPETokenizer()
     for prompt in 'Andrej Karpathy, the', '':
-        x = tokenizer(prompt) if prompt else torch.tensor([[tokenizer.encoder.encoder['<|endoftext|>']]], dtype=torch.long)
+        x = (
+            tokenizer(prompt)
+            if prompt
+            else torch.tensor([[tokenizer.encoder.encoder['<|endoftext|>']]], dtype=torch.long)
+        )
         y = model.generate(x.expand(10, -1), max_new_tokens=20, do_sample=True, top_k=40)
         assert y.shape == (10, x.size(1) + 20) and len({tuple(r) for r in y.tolist()}) == 10
         assert all(isinstance(tokenizer.decode(row.cpu().squeeze()), str) for row in y)
@@ -343,21 +482,49 @@ def test_program_samples(gpt2_folder, monkeypatch):
 
 def test_hub_cache(tmp_path, gpt2_folder):
     "A model in the Hugging Face cache loads by name, under its old name or its new one, without a network."
-    for repo, name in (('openai-community--gpt2', 'gpt2'), ('gpt2-medium', 'gpt2-medium'), ('distilbert--distilgpt2', 'distilgpt2'), ('me--mine', 'me/mine')):
-        snapshot = tmp_path/'hub'/f'models--{repo}'/'snapshots'/('a' * 40)
+    for repo, name in (
+        ('openai-community--gpt2', 'gpt2'),
+        ('gpt2-medium', 'gpt2-medium'),
+        ('distilbert--distilgpt2', 'distilgpt2'),
+        ('me--mine', 'me/mine'),
+    ):
+        snapshot = tmp_path / 'hub' / f'models--{repo}' / 'snapshots' / ('a' * 40)
         snapshot.mkdir(parents=True)
         for p in gpt2_folder.iterdir():
-            (snapshot/p.name).symlink_to(p)
-        refs = snapshot.parents[1]/'refs'
+            (snapshot / p.name).symlink_to(p)
+        refs = snapshot.parents[1] / 'refs'
         refs.mkdir()
-        (refs/'main').write_text('a' * 40)
+        (refs / 'main').write_text('a' * 40)
     code = 'import sys; from mingpt_nb.model import GPT\nfor n in sys.argv[1:]: print(n, GPT.from_pretrained(n).config.vocab_size)'
-    out = run('gpt2', 'gpt2-medium', 'distilgpt2', 'me/mine', code=code, env={'HF_HUB_CACHE': str(tmp_path/'hub')}, cwd=tmp_path)
+    out = run(
+        'gpt2',
+        'gpt2-medium',
+        'distilgpt2',
+        'me/mine',
+        code=code,
+        env={'HF_HUB_CACHE': str(tmp_path / 'hub')},
+        cwd=tmp_path,
+    )
     assert out.returncode == 0, out.stderr
-    assert out.stdout.split() == ['gpt2', '50257', 'gpt2-medium', '50257', 'distilgpt2', '50257', 'me/mine', '50257']
-    out = run('generate', '--model=gpt2-xl', env={'HF_HUB_CACHE': str(tmp_path/'hub')}, cwd=tmp_path)
+    assert out.stdout.split() == [
+        'gpt2',
+        '50257',
+        'gpt2-medium',
+        '50257',
+        'distilgpt2',
+        '50257',
+        'me/mine',
+        '50257',
+    ]
+    out = run(
+        'generate', '--model=gpt2-xl', env={'HF_HUB_CACHE': str(tmp_path / 'hub')}, cwd=tmp_path
+    )
     assert out.returncode == 1 and 'Traceback' not in out.stderr
-    assert "no folder 'gpt2-xl' here" in out.stderr and 'needs the network' in out.stderr and 'save_pretrained' in out.stderr
+    assert (
+        "no folder 'gpt2-xl' here" in out.stderr
+        and 'needs the network' in out.stderr
+        and 'save_pretrained' in out.stderr
+    )
 
 
 def test_without_transformers(gpt2_folder):
@@ -379,7 +546,10 @@ for f in (lambda: GPT.from_pretrained('gpt2-large'), model.to_hf):
 '''
     out = run(str(gpt2_folder), code=code, cwd='/')
     assert out.returncode == 0, out.stderr
-    assert out.stdout.splitlines() == ["this needs huggingface_hub: pip install 'mingpt-nb[hf]'", "this needs transformers: pip install 'mingpt-nb[hf]'"]
+    assert out.stdout.splitlines() == [
+        "this needs huggingface_hub: pip install 'mingpt-nb[hf]'",
+        "this needs transformers: pip install 'mingpt-nb[hf]'",
+    ]
 
 
 def test_command_line(tmp_path, gpt2_folder, capsys):
@@ -396,14 +566,32 @@ def test_command_line(tmp_path, gpt2_folder, capsys):
     assert one.startswith('Once upon a time') and two.startswith('Once upon a time') and one != two
     model, enc = GPT.from_pretrained(gpt2_folder), get_encoder()
     want = model.generate(torch.tensor([enc.encode('Hello')]), 12, stop_tokens=[50256])[0]
-    assert said('--temperature=0', 'Hello') == enc.decode([i for i in want.tolist() if i != 50256]) + '\n'
-    assert said('--seed=2') == said('--seed=2', '--prompt=')       # both start from <|endoftext|>
-    for bad, says in (('--temperature=-1', 'temperature must be 0'), ('--top_q=1', "no field 'top_q'"), ('--model=/no/where', 'no folder'),
-                      (f'--model={tmp_path}', 'neither save_model nor save_pretrained'), ('--device=tpu9', 'tpu9')):
+    assert (
+        said('--temperature=0', 'Hello')
+        == enc.decode([i for i in want.tolist() if i != 50256]) + '\n'
+    )
+    assert said('--seed=2') == said('--seed=2', '--prompt=')  # both start from <|endoftext|>
+    for bad, says in (
+        ('--temperature=-1', 'temperature must be 0'),
+        ('--top_q=1', "no field 'top_q'"),
+        ('--model=/no/where', 'no folder'),
+        (f'--model={tmp_path}', 'neither save_model nor save_pretrained'),
+        ('--device=tpu9', 'tpu9'),
+    ):
         with pytest.raises(SystemExit, match=f'mingpt-nb generate: .*{says}'):
             said(bad, 'Hi')
-    module = run('--temperature=0', f'--model={gpt2_folder}', '--max_new_tokens=1', '--tmperature=1', module='mingpt_nb.gpt2')
-    assert module.returncode == 1 and "did you mean 'temperature'?" in module.stderr and 'Traceback' not in module.stderr
+    module = run(
+        '--temperature=0',
+        f'--model={gpt2_folder}',
+        '--max_new_tokens=1',
+        '--tmperature=1',
+        module='mingpt_nb.gpt2',
+    )
+    assert (
+        module.returncode == 1
+        and "did you mean 'temperature'?" in module.stderr
+        and 'Traceback' not in module.stderr
+    )
 
 
 def test_command_line_loads_our_own_format(tmp_path, capsys):
@@ -421,7 +609,9 @@ def test_command_line_loads_our_own_format(tmp_path, capsys):
 def test_tokenizers_of_transformers(tmp_path, gpt2_folder):
     transformers.GPT2Tokenizer.from_pretrained(gpt2_folder).save_pretrained(tmp_path)
     tok, text = gpt2.read_tokenizer(tmp_path), "Hello, it's 2 o'clock é🤗\n\n  def f():"
-    assert tok.encode(text) == get_encoder().encode(text) and tok.special_tokens == {'<|endoftext|>': 50256}
+    assert tok.encode(text) == get_encoder().encode(text) and tok.special_tokens == {
+        '<|endoftext|>': 50256
+    }
 
 
 def test_text_is_never_cut_inside_a_character(gpt2_folder):
@@ -437,26 +627,35 @@ def test_text_is_never_cut_inside_a_character(gpt2_folder):
 @torch.no_grad()
 def test_perplexity_against_transformers(tmp_path):
     theirs = hf()
-    ours, W = GPT.from_pretrained(save(theirs, tmp_path/'m')), 16
+    ours, W = GPT.from_pretrained(save(theirs, tmp_path / 'm')), 16
     x = ids(theirs, B=1, T=50)[0]
     for stride in 1, 5, 16:
-        total, done = 0., 0
-        for start in range(0, 49, stride):                       # the windows, written another way
+        total, done = 0.0, 0
+        for start in range(0, 49, stride):  # the windows, written another way
             end = min(start + W, 49)
-            loss = torch.nn.functional.cross_entropy(theirs(x[None, start:end]).logits[0], x[start + 1:end + 1], reduction='none')
-            total += loss[len(loss) - (end - done):].sum().item()
+            loss = torch.nn.functional.cross_entropy(
+                theirs(x[None, start:end]).logits[0], x[start + 1 : end + 1], reduction='none'
+            )
+            total += loss[len(loss) - (end - done) :].sum().item()
             done = end
             if end == 49:
                 break
-        assert gpt2.perplexity(ours, x, stride) == pytest.approx(torch.tensor(total / 49).exp().item(), rel=1e-4)
-    assert gpt2.perplexity(ours, x[:10]) == pytest.approx(ours(x[None, :9], x[None, 1:10])[1].exp().item(), rel=1e-5)
+        assert gpt2.perplexity(ours, x, stride) == pytest.approx(
+            torch.tensor(total / 49).exp().item(), rel=1e-4
+        )
+    assert gpt2.perplexity(ours, x[:10]) == pytest.approx(
+        ours(x[None, :9], x[None, 1:10])[1].exp().item(), rel=1e-5
+    )
 
 
 # ---- folders that hold something else ------------------------------------------------------------------------------
 
+
 def tiny(**kwargs):
     c = GPT.get_default_config()
-    c.merge_from_dict(dict(model_type='gpt', n_layer=1, n_head=1, n_embd=8, vocab_size=300, block_size=8) | kwargs)
+    c.merge_from_dict(
+        dict(model_type='gpt', n_layer=1, n_head=1, n_embd=8, vocab_size=300, block_size=8) | kwargs
+    )
     return GPT(c).eval()
 
 
@@ -466,48 +665,70 @@ def words():
 
 
 NOT_THEM = {
-    'nothing': b'', 'cut': None, 'a page': b'<html><body>404 Not Found</body></html>', 'noise': bytes(range(128, 256)) * 9,
-    'null': b'null', 'a list': b'[1, 2]', 'text': b'"gpt2"', 'empty': b'{}', 'nested': b'[' * 50_000, 'utf-16': '{"a": 1}'.encode('utf-16'),
-    'words': b'{"a": "b"}', 'numbers': b'{"a": 1.5, "b": -3, "model_type": 7, "format": [], "weight_map": 3, "model": 1}',
+    'nothing': b'',
+    'cut': None,
+    'a page': b'<html><body>404 Not Found</body></html>',
+    'noise': bytes(range(128, 256)) * 9,
+    'null': b'null',
+    'a list': b'[1, 2]',
+    'text': b'"gpt2"',
+    'empty': b'{}',
+    'nested': b'[' * 50_000,
+    'utf-16': '{"a": 1}'.encode('utf-16'),
+    'words': b'{"a": "b"}',
+    'numbers': b'{"a": 1.5, "b": -3, "model_type": 7, "format": [], "weight_map": 3, "model": 1}',
     'odd sizes': b'{"format": "mingpt_nb", "n_layer": "1", "n_head": null, "model_type": "gpt2", "n_embd": 1e400, "vocab_size": [3]}',
     'huge': b'{"format": "mingpt_nb", "n_layer": 100000000000, "n_head": 1, "n_embd": 1, "vocab_size": 1, "block_size": 1}',
     'huge gpt2': b'{"model_type": "gpt2", "n_layer": 100000000000, "n_head": 1, "n_embd": 1, "vocab_size": 1, "n_positions": 1}',
 }
 
 
-@pytest.mark.parametrize('save', [save_model, gpt2.save_pretrained, 'bin', 'shards', 'tokenizer.json'],
-                         ids=['model', 'pretrained', 'bin', 'shards', 'tokenizer'])
+@pytest.mark.parametrize(
+    'save',
+    [save_model, gpt2.save_pretrained, 'bin', 'shards', 'tokenizer.json'],
+    ids=['model', 'pretrained', 'bin', 'shards', 'tokenizer'],
+)
 def test_a_damaged_file_is_named(tmp_path, words, save, capsys):
     "Whatever is in a file of a folder: one line that names the file, from every function and command that reads it."
     from mingpt_nb.checkpoints import export
-    model, sound, folder = tiny(), tmp_path/'sound', tmp_path/'m'
+
+    model, sound, folder = tiny(), tmp_path / 'sound', tmp_path / 'm'
     (gpt2.save_pretrained if isinstance(save, str) else save)(model, sound, words)
     if save == 'bin':
-        torch.save(load_file(sound/'model.safetensors'), sound/'pytorch_model.bin')
-        (sound/'model.safetensors').unlink()
+        torch.save(load_file(sound / 'model.safetensors'), sound / 'pytorch_model.bin')
+        (sound / 'model.safetensors').unlink()
     if save == 'shards':
         shutil.rmtree(sound)
         model.to_hf().save_pretrained(sound, max_shard_size='5KB')
         words.save(sound)
-        (sound/'generation_config.json').unlink()
+        (sound / 'generation_config.json').unlink()
     if save == 'tokenizer.json':
         transformers.GPT2Tokenizer.from_pretrained(sound).save_pretrained(sound)
-        (sound/'vocab.json').unlink(), (sound/'merges.txt').unlink(), (sound/'tokenizer_config.json').unlink()
+        (
+            (sound / 'vocab.json').unlink(),
+            (sound / 'merges.txt').unlink(),
+            (sound / 'tokenizer_config.json').unlink(),
+        )
     assert gpt2.load(sound, 'cpu')[0].config.vocab_size == 300
     for path in sorted(sound.iterdir()):
         for what, content in NOT_THEM.items():
             if path.suffix == '.txt' and what in ('nothing', 'null', 'text', 'empty', 'nested'):
-                continue                                         # no merges, or a line of one word: other tests
+                continue  # no merges, or a line of one word: other tests
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(sound, folder)
             raw = path.read_bytes()
-            (folder/path.name).write_bytes(raw[:len(raw) // 2] if content is None else content)
+            (folder / path.name).write_bytes(raw[: len(raw) // 2] if content is None else content)
             for read in gpt2.load, export if save is save_model else gpt2.load:
                 with pytest.raises((ValueError, OSError)) as e:
-                    read(folder, tmp_path/'out') if read is export else read(folder, 'cpu')
-                assert '\n' not in str(e.value) and (path.name in str(e.value) or f'{folder}' in str(e.value)), (path.name, what, str(e.value))
-            assert not (tmp_path/'out').exists()
-    for command in ['generate', f'--model={folder}', 'the cat'], ['export', str(folder), str(tmp_path/'out')]:
+                    read(folder, tmp_path / 'out') if read is export else read(folder, 'cpu')
+                assert '\n' not in str(e.value) and (
+                    path.name in str(e.value) or f'{folder}' in str(e.value)
+                ), (path.name, what, str(e.value))
+            assert not (tmp_path / 'out').exists()
+    for command in (
+        ['generate', f'--model={folder}', 'the cat'],
+        ['export', str(folder), str(tmp_path / 'out')],
+    ):
         with pytest.raises(SystemExit) as e:
             mingpt_nb.utils.cli(command)
         assert str(e.value).startswith(f'mingpt-nb {command[0]}: ') and '\n' not in str(e.value)
@@ -515,51 +736,68 @@ def test_a_damaged_file_is_named(tmp_path, words, save, capsys):
 
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, words):
     for save in save_model, gpt2.save_pretrained:
-        save(tiny(), tmp_path/'m', words)
-        for path in [*tmp_path.glob('m/*.json'), tmp_path/'m'/'merges.txt']:
+        save(tiny(), tmp_path / 'm', words)
+        for path in [*tmp_path.glob('m/*.json'), tmp_path / 'm' / 'merges.txt']:
             path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'\r\n'))
-        model, tokenizer = gpt2.load(tmp_path/'m', 'cpu')
-        assert tokenizer.encoder == words.encoder and tokenizer.bpe_ranks == words.bpe_ranks and model.config.n_embd == 8
+        model, tokenizer = gpt2.load(tmp_path / 'm', 'cpu')
+        assert (
+            tokenizer.encoder == words.encoder
+            and tokenizer.bpe_ranks == words.bpe_ranks
+            and model.config.n_embd == 8
+        )
 
 
 def test_what_a_folder_holds_is_what_was_saved(tmp_path, words):
     "Every pair of savings over each other, with three kinds of tokenizers or none, in both formats."
     from mingpt_nb.trainer import load_model
+
     kinds = [None, CharTokenizer('abcd'), CharTokenizer('abcdefgh'), words]
-    load = {save_model: load_model, gpt2.save_pretrained: lambda f: (GPT.from_pretrained(f), gpt2.read_tokenizer(f))}
+    load = {
+        save_model: load_model,
+        gpt2.save_pretrained: lambda f: (GPT.from_pretrained(f), gpt2.read_tokenizer(f)),
+    }
     for first in kinds:
         for second in kinds:
             for old, new in ((a, b) for a in load for b in load):
-                old(tiny(), tmp_path/'m', first)
+                old(tiny(), tmp_path / 'm', first)
                 model = tiny(vocab_size=second.vocab_size if second else 5)
-                new(model, tmp_path/'m', second)
-                again, tokenizer = load[new](tmp_path/'m')
-                assert again.config.vocab_size == model.config.vocab_size and type(tokenizer) is type(second)
+                new(model, tmp_path / 'm', second)
+                again, tokenizer = load[new](tmp_path / 'm')
+                assert again.config.vocab_size == model.config.vocab_size and type(
+                    tokenizer
+                ) is type(second)
                 assert second is None or tokenizer.vocab_size == second.vocab_size
-                fresh = tmp_path/'fresh'
+                fresh = tmp_path / 'fresh'
                 shutil.rmtree(fresh, ignore_errors=True)
                 new(model, fresh, second)
-                assert sorted(p.name for p in fresh.iterdir()) == sorted(p.name for p in (tmp_path/'m').iterdir())
+                assert sorted(p.name for p in fresh.iterdir()) == sorted(
+                    p.name for p in (tmp_path / 'm').iterdir()
+                )
 
 
 @pytest.mark.parametrize('save', [save_model, gpt2.save_pretrained])
 def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, save):
     save(tiny(vocab_size=5), tmp_path)
-    (tmp_path/'vocab.json').write_text(json.dumps(CharTokenizer('abcdefgh').stoi))
+    (tmp_path / 'vocab.json').write_text(json.dumps(CharTokenizer('abcdefgh').stoi))
     with pytest.raises(ValueError, match='the tokenizer has id 7, and the model has 5 tokens'):
         gpt2.load(tmp_path, 'cpu')
 
 
 def test_a_checkpoint_is_not_written_into(tmp_path, capsys):
     "Not by the command that exports it, and not by a model that is saved there."
-    tokenizer, folder = CharTokenizer('abcde'), tmp_path/'step-00000001'
+    tokenizer, folder = CharTokenizer('abcde'), tmp_path / 'step-00000001'
     save_model(tiny(vocab_size=5), folder, tokenizer)
     for name in 'optimizer.pt', 'trainer.json':
-        (folder/name).write_text('{}')
-    sums = [f'{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n' for p in sorted(folder.iterdir())]
-    (folder/'SHA256SUMS').write_text(''.join(sums))
+        (folder / name).write_text('{}')
+    sums = [
+        f'{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n'
+        for p in sorted(folder.iterdir())
+    ]
+    (folder / 'SHA256SUMS').write_text(''.join(sums))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(SystemExit, match='is a checkpoint, and what is written into it would damage it'):
+    with pytest.raises(
+        SystemExit, match='is a checkpoint, and what is written into it would damage it'
+    ):
         mingpt_nb.utils.cli(['export', str(folder), str(folder)])
     for write in save_model, gpt2.save_pretrained:
         with pytest.raises(ValueError, match='is a checkpoint'):
@@ -567,32 +805,56 @@ def test_a_checkpoint_is_not_written_into(tmp_path, capsys):
     with pytest.raises(ValueError, match='is a checkpoint'):
         tokenizer.save(folder)
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
-    mingpt_nb.utils.cli(['export', str(folder), str(tmp_path/'out')])
-    assert gpt2.load(tmp_path/'out', 'cpu')[1].chars == tokenizer.chars
+    mingpt_nb.utils.cli(['export', str(folder), str(tmp_path / 'out')])
+    assert gpt2.load(tmp_path / 'out', 'cpu')[1].chars == tokenizer.chars
 
 
-@pytest.mark.parametrize('kind', ['GPT2ForSequenceClassification', 'GPT2ForTokenClassification', 'GPT2ForQuestionAnswering', 'GPT2DoubleHeadsModel'])
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'GPT2ForSequenceClassification',
+        'GPT2ForTokenClassification',
+        'GPT2ForQuestionAnswering',
+        'GPT2DoubleHeadsModel',
+    ],
+)
 def test_a_head_beside_the_model_is_named(tmp_path, kind):
     torch.manual_seed(0)
-    theirs = getattr(transformers, kind)(transformers.GPT2Config(**SMALL | dict(num_labels=1 if 'Double' in kind else 3))).eval()
+    theirs = getattr(transformers, kind)(
+        transformers.GPT2Config(**SMALL | dict(num_labels=1 if 'Double' in kind else 3))
+    ).eval()
     save(theirs, tmp_path)
     with pytest.warns(UserWarning, match='which is left out: ') as seen:
         ours = GPT.from_pretrained(tmp_path)
-    heads = [n for n, _ in theirs.named_parameters() if not n.startswith(('transformer.', 'lm_head.'))]
+    heads = [
+        n for n, _ in theirs.named_parameters() if not n.startswith(('transformer.', 'lm_head.'))
+    ]
     assert len(seen) == 1 and heads and all(n in str(seen[0].message) for n in heads)
     x = ids(theirs)
     with torch.no_grad():
-        torch.testing.assert_close(ours.hidden(x), theirs.transformer(x).last_hidden_state, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ours.hidden(x), theirs.transformer(x).last_hidden_state, rtol=1e-4, atol=1e-4
+        )
 
 
-@pytest.mark.parametrize('wrap', [torch.nn.DataParallel, lambda m: torch.compile(m, backend='eager'),
-                                  lambda m: torch.nn.DataParallel(torch.compile(m, backend='eager'))])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        torch.nn.DataParallel,
+        lambda m: torch.compile(m, backend='eager'),
+        lambda m: torch.nn.DataParallel(torch.compile(m, backend='eager')),
+    ],
+)
 def test_a_wrapped_model_is_saved_as_the_model(tmp_path, words, wrap):
     for tied in True, False:
         model = tiny(tie_weights=tied)
         for save in save_model, gpt2.save_pretrained:
             save(wrap(model), tmp_path, words)
-            assert not [n for n in load_file(tmp_path/'model.safetensors') if 'module' in n or '_orig_mod' in n]
+            assert not [
+                n
+                for n in load_file(tmp_path / 'model.safetensors')
+                if 'module' in n or '_orig_mod' in n
+            ]
             again, _ = gpt2.load(tmp_path, 'cpu')
             assert again.config.to_dict() == model.config.to_dict()
             for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
@@ -602,13 +864,25 @@ def test_a_wrapped_model_is_saved_as_the_model(tmp_path, words, wrap):
 def test_ids_that_the_tokenizer_lacks_are_not_drawn(tmp_path, words, capsys):
     "A vocabulary padded to three times its size, from the command line and in functions."
     from mingpt_nb.chargpt import write_text
+
     for save in save_model, gpt2.save_pretrained:
         model = tiny(vocab_size=900)
         torch.nn.init.normal_(model.lm_head.weight)
         save(model, tmp_path, words)
         for more in [], ['--temperature=0'], ['--top_k=900'], ['--top_p=0.9']:
-            gpt2.main([f'--model={tmp_path}', '--device=cpu', '--max_new_tokens=60', '--seed=1', *more, 'the cat'])
-            assert capsys.readouterr().out.startswith('the cat')   # an id that means nothing would be an error
+            gpt2.main(
+                [
+                    f'--model={tmp_path}',
+                    '--device=cpu',
+                    '--max_new_tokens=60',
+                    '--seed=1',
+                    *more,
+                    'the cat',
+                ]
+            )
+            assert capsys.readouterr().out.startswith(
+                'the cat'
+            )  # an id that means nothing would be an error
         model, tokenizer = gpt2.load(tmp_path, 'cpu')
         assert model.generate(torch.tensor([[1]]), 60, do_sample=True).max() >= words.vocab_size
         assert len(gpt2.next_tokens(model, tokenizer, 'the', k=900)) == len(words.encoder)
@@ -617,40 +891,158 @@ def test_ids_that_the_tokenizer_lacks_are_not_drawn(tmp_path, words, capsys):
 
 # ---- tokenizers of others ------------------------------------------------------------------------------------------
 
-NAMES = ['<user>', '<pad>', 'hello', ' the', '\n\n', '<|im_start|>', '<user', 'bot', 'x y', '1', '中', 'cat']
-PIECES = ['the', ' ', '  ', 'cat', 'hello', 'Hello', '<user>', '<pad>', '<|endoftext|>', '<|im_start|>', '<|im', 'é', 'É', 'e\u0301', '中', '\n', '\n\n', '1',
-          'x y', "'s", '.', 'bot', ' bot', '<', '>', '\t', '🤗', ' the']
+NAMES = [
+    '<user>',
+    '<pad>',
+    'hello',
+    ' the',
+    '\n\n',
+    '<|im_start|>',
+    '<user',
+    'bot',
+    'x y',
+    '1',
+    '中',
+    'cat',
+]
+PIECES = [
+    'the',
+    ' ',
+    '  ',
+    'cat',
+    'hello',
+    'Hello',
+    '<user>',
+    '<pad>',
+    '<|endoftext|>',
+    '<|im_start|>',
+    '<|im',
+    'é',
+    'É',
+    'e\u0301',
+    '中',
+    '\n',
+    '\n\n',
+    '1',
+    'x y',
+    "'s",
+    '.',
+    'bot',
+    ' bot',
+    '<',
+    '>',
+    '\t',
+    '🤗',
+    ' the',
+]
 
 
 def texts(rng, n=25):
     return [''.join(rng.choices(PIECES, k=rng.randrange(12))) for _ in range(n)]
 
 
-AROUND = {'type': 'TemplateProcessing', 'single': [{'SpecialToken': {'id': '<|endoftext|>', 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}}],
-          'pair': [{'Sequence': {'id': 'A', 'type_id': 0}}, {'Sequence': {'id': 'B', 'type_id': 0}}],
-          'special_tokens': {'<|endoftext|>': {'id': '<|endoftext|>', 'ids': [299], 'tokens': ['<|endoftext|>']}}}
-NOTHING = {'type': 'TemplateProcessing', 'single': [{'Sequence': {'id': 'A', 'type_id': 0}}], 'pair': AROUND['pair'], 'special_tokens': {}}
-ODD = [(('pre_tokenizer', 'add_prefix_space'), True), (('pre_tokenizer', 'use_regex'), False), (('normalizer',), {'type': 'Lowercase'}),
-       (('normalizer',), {'type': 'NFC'}), (('normalizer',), {'type': 'Sequence', 'normalizers': []}), (('post_processor',), AROUND),
-       (('normalizer',), {'type': 'Sequence', 'normalizers': [{'type': 'NFD'}]}), (('post_processor',), NOTHING),
-       (('post_processor',), {'type': 'ByteLevel', 'add_prefix_space': True, 'trim_offsets': False, 'use_regex': True}),
-       (('post_processor',), {'type': 'RobertaProcessing', 'sep': ['a', 5], 'cls': ['b', 6], 'trim_offsets': True, 'add_prefix_space': False}),
-       (('model', 'ignore_merges'), True), (('model', 'dropout'), 0.5), (('model', 'byte_fallback'), True), (('pre_tokenizer',), None),
-       (('pre_tokenizer',), {'type': 'Sequence', 'pretokenizers': [{'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}]}),
-       (('pre_tokenizer',), {'type': 'Sequence', 'pretokenizers': [{'type': 'Digits', 'individual_digits': True},
-                                                                  {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}]})]
+AROUND = {
+    'type': 'TemplateProcessing',
+    'single': [
+        {'SpecialToken': {'id': '<|endoftext|>', 'type_id': 0}},
+        {'Sequence': {'id': 'A', 'type_id': 0}},
+    ],
+    'pair': [{'Sequence': {'id': 'A', 'type_id': 0}}, {'Sequence': {'id': 'B', 'type_id': 0}}],
+    'special_tokens': {
+        '<|endoftext|>': {'id': '<|endoftext|>', 'ids': [299], 'tokens': ['<|endoftext|>']}
+    },
+}
+NOTHING = {
+    'type': 'TemplateProcessing',
+    'single': [{'Sequence': {'id': 'A', 'type_id': 0}}],
+    'pair': AROUND['pair'],
+    'special_tokens': {},
+}
+ODD = [
+    (('pre_tokenizer', 'add_prefix_space'), True),
+    (('pre_tokenizer', 'use_regex'), False),
+    (('normalizer',), {'type': 'Lowercase'}),
+    (('normalizer',), {'type': 'NFC'}),
+    (('normalizer',), {'type': 'Sequence', 'normalizers': []}),
+    (('post_processor',), AROUND),
+    (('normalizer',), {'type': 'Sequence', 'normalizers': [{'type': 'NFD'}]}),
+    (('post_processor',), NOTHING),
+    (
+        ('post_processor',),
+        {'type': 'ByteLevel', 'add_prefix_space': True, 'trim_offsets': False, 'use_regex': True},
+    ),
+    (
+        ('post_processor',),
+        {
+            'type': 'RobertaProcessing',
+            'sep': ['a', 5],
+            'cls': ['b', 6],
+            'trim_offsets': True,
+            'add_prefix_space': False,
+        },
+    ),
+    (('model', 'ignore_merges'), True),
+    (('model', 'dropout'), 0.5),
+    (('model', 'byte_fallback'), True),
+    (('pre_tokenizer',), None),
+    (
+        ('pre_tokenizer',),
+        {
+            'type': 'Sequence',
+            'pretokenizers': [
+                {
+                    'type': 'ByteLevel',
+                    'add_prefix_space': False,
+                    'trim_offsets': True,
+                    'use_regex': True,
+                }
+            ],
+        },
+    ),
+    (
+        ('pre_tokenizer',),
+        {
+            'type': 'Sequence',
+            'pretokenizers': [
+                {'type': 'Digits', 'individual_digits': True},
+                {
+                    'type': 'ByteLevel',
+                    'add_prefix_space': False,
+                    'trim_offsets': True,
+                    'use_regex': True,
+                },
+            ],
+        },
+    ),
+]
 
 
 @pytest.mark.parametrize('seed', range(6))
 def test_a_tokenizer_gives_the_ids_of_tokenizers_or_is_refused(tmp_path, words, seed):
     "A tokenizer.json with tokens, flags and settings at random: the ids of Hugging Face's library, also when saved again, or the setting by name."
-    tokenizers, rng, same, refused = pytest.importorskip('tokenizers'), random.Random(seed), 0, set()
+    tokenizers, rng, same, refused = (
+        pytest.importorskip('tokenizers'),
+        random.Random(seed),
+        0,
+        set(),
+    )
     for case in range(40):
-        found, names, new = mingpt_nb.bpe.tokenizer_json(words), set(), itertools.count(words.vocab_size)
+        found, names, new = (
+            mingpt_nb.bpe.tokenizer_json(words),
+            set(),
+            itertools.count(words.vocab_size),
+        )
         for name in rng.sample(NAMES, rng.randrange(4)):
             special = rng.random() < 0.5
-            token = dict(id=found['model']['vocab'][name] if name in words.encoder else next(new), content=name, special=special,
-                         normalized=rng.choice([special, not special]), lstrip=False, rstrip=False, single_word=False)
+            token = dict(
+                id=found['model']['vocab'][name] if name in words.encoder else next(new),
+                content=name,
+                special=special,
+                normalized=rng.choice([special, not special]),
+                lstrip=False,
+                rstrip=False,
+                single_word=False,
+            )
             found['added_tokens'].append(token)
             if rng.random() < 0.1:
                 names.add(flag := rng.choice(['lstrip', 'rstrip', 'single_word']))
@@ -659,8 +1051,8 @@ def test_a_tokenizer_gives_the_ids_of_tokenizers_or_is_refused(tmp_path, words, 
         for path, value in rng.sample(ODD, rng.choice([0, 0, 1])):
             (found if len(path) == 1 else found[path[0]])[path[-1]] = value
             names.add(path[-1])
-        (tmp_path/'tokenizer.json').write_text(json.dumps(found), encoding='utf-8')
-        theirs = tokenizers.Tokenizer.from_file(str(tmp_path/'tokenizer.json'))
+        (tmp_path / 'tokenizer.json').write_text(json.dumps(found), encoding='utf-8')
+        theirs = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
         try:
             ours = mingpt_nb.bpe.load_tokenizer(tmp_path)
         except ValueError as e:
@@ -668,11 +1060,14 @@ def test_a_tokenizer_gives_the_ids_of_tokenizers_or_is_refused(tmp_path, words, 
             assert said and 'tokenizer.json: ' in str(e), (names, str(e))
             refused |= said
             continue
-        ours.save(tmp_path/'again')
-        again = mingpt_nb.bpe.load_tokenizer(tmp_path/'again')
+        ours.save(tmp_path / 'again')
+        again = mingpt_nb.bpe.load_tokenizer(tmp_path / 'again')
         for text in texts(rng):
             want = theirs.encode(text).ids
-            assert ours.encode(text, 'all') == want and again.encode(text, 'all') == want, (text, found['added_tokens'])
+            assert ours.encode(text, 'all') == want and again.encode(text, 'all') == want, (
+                text,
+                found['added_tokens'],
+            )
             assert ours.decode(want) == text
         same += 1
     assert same > 5 and refused
@@ -683,24 +1078,38 @@ def test_added_tokens_beside_a_vocabulary(tmp_path, words, seed):
     "What older versions of transformers write: ids and sizes as AutoTokenizer has them, or the setting that is not supported."
     rng, same, refused = random.Random(seed), 0, set()
     for case in range(15):
-        folder = tmp_path/str(case)
+        folder = tmp_path / str(case)
         words.save(folder)
-        (folder/'config.json').write_text('{"model_type": "gpt2"}')
+        (folder / 'config.json').write_text('{"model_type": "gpt2"}')
         chosen = [n for n in rng.sample(NAMES, rng.randrange(5)) if n not in words.encoder]
         special = [n for n in chosen if rng.random() < 0.4]
         if chosen:
-            (folder/'added_tokens.json').write_text(json.dumps({n: words.vocab_size + k for k, n in enumerate(chosen)}))
+            (folder / 'added_tokens.json').write_text(
+                json.dumps({n: words.vocab_size + k for k, n in enumerate(chosen)})
+            )
         if special:
-            (folder/'special_tokens_map.json').write_text(json.dumps({'pad_token': special[0], 'additional_special_tokens': special[1:]}))
-        config = {name: True for name in ('add_prefix_space', 'add_bos_token') if rng.random() < 0.15}
-        (folder/'tokenizer_config.json').write_text(json.dumps(config))
+            (folder / 'special_tokens_map.json').write_text(
+                json.dumps({'pad_token': special[0], 'additional_special_tokens': special[1:]})
+            )
+        config = {
+            name: True for name in ('add_prefix_space', 'add_bos_token') if rng.random() < 0.15
+        }
+        (folder / 'tokenizer_config.json').write_text(json.dumps(config))
         if config:
-            with pytest.raises(ValueError, match=f'tokenizer_config.json: {next(iter(config))}=True: only False is supported'):
+            with pytest.raises(
+                ValueError,
+                match=f'tokenizer_config.json: {next(iter(config))}=True: only False is supported',
+            ):
                 mingpt_nb.bpe.load_tokenizer(folder)
             refused |= config.keys()
             continue
-        ours, theirs = mingpt_nb.bpe.load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
-        assert ours.vocab_size == len(theirs) == words.vocab_size + len(chosen) and set(special) <= set(ours.special_tokens)
+        ours, theirs = (
+            mingpt_nb.bpe.load_tokenizer(folder),
+            transformers.AutoTokenizer.from_pretrained(folder),
+        )
+        assert ours.vocab_size == len(theirs) == words.vocab_size + len(chosen) and set(
+            special
+        ) <= set(ours.special_tokens)
         for text in texts(rng):
             assert ours.encode(text, 'all') == theirs(text)['input_ids'], (text, chosen, special)
         same += 1
@@ -710,14 +1119,23 @@ def test_added_tokens_beside_a_vocabulary(tmp_path, words, seed):
 def test_a_model_with_added_tokens_gets_all_of_them(tmp_path, words):
     "In both formats, and back to transformers."
     model = tiny(vocab_size=words.vocab_size + 3)
-    theirs = transformers.GPT2Tokenizer.from_pretrained(words.save(tmp_path/'w') or tmp_path/'w')
+    theirs = transformers.GPT2Tokenizer.from_pretrained(
+        words.save(tmp_path / 'w') or tmp_path / 'w'
+    )
     theirs.add_tokens(['<user>', 'Wherefore']), theirs.add_special_tokens({'pad_token': '<pad>'})
-    gpt2.save_pretrained(model, tmp_path/'m')
-    theirs.save_pretrained(tmp_path/'m')
-    _, ours = gpt2.load(tmp_path/'m', 'cpu')
-    assert ours.vocab_size == model.config.vocab_size and ours.words.keys() == {'<user>', 'Wherefore'} and '<pad>' in ours.special_tokens
+    gpt2.save_pretrained(model, tmp_path / 'm')
+    theirs.save_pretrained(tmp_path / 'm')
+    _, ours = gpt2.load(tmp_path / 'm', 'cpu')
+    assert (
+        ours.vocab_size == model.config.vocab_size
+        and ours.words.keys() == {'<user>', 'Wherefore'}
+        and '<pad>' in ours.special_tokens
+    )
     text = 'Wherefore<user> sat the cat?<pad>'
     for save in save_model, gpt2.save_pretrained:
-        save(model, tmp_path/'m', ours)
-        assert gpt2.load(tmp_path/'m', 'cpu')[1].encode(text, 'all') == theirs(text)['input_ids']
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path/'m')(text)['input_ids'] == theirs(text)['input_ids']
+        save(model, tmp_path / 'm', ours)
+        assert gpt2.load(tmp_path / 'm', 'cpu')[1].encode(text, 'all') == theirs(text)['input_ids']
+    assert (
+        transformers.AutoTokenizer.from_pretrained(tmp_path / 'm')(text)['input_ids']
+        == theirs(text)['input_ids']
+    )

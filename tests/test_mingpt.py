@@ -1,14 +1,18 @@
 """Programs and checkpoints made for minGPT work here when `mingpt` becomes `mingpt_nb`."""
+
 import sys
 
 import pytest
 import torch
+from reference import ReferenceGPT
 from torch.utils.data import DataLoader, Dataset
 
-import mingpt_nb.bpe, mingpt_nb.model, mingpt_nb.trainer, mingpt_nb.utils
+import mingpt_nb.bpe
+import mingpt_nb.model
+import mingpt_nb.trainer
+import mingpt_nb.utils
 from mingpt_nb.model import GPT, PRESETS
 from mingpt_nb.utils import set_seed
-from reference import ReferenceGPT
 
 
 def config(**kwargs):
@@ -37,11 +41,11 @@ def test_same_seed_same_start():
 
 @pytest.mark.parametrize('n_head,T', [(1, 12), (4, 12), (8, 1), (32, 7)])
 def test_checkpoint_logits_and_training_step(tmp_path, n_head, T):
-    c = config(n_head=n_head, attn_pdrop=0., resid_pdrop=0., embd_pdrop=0.)
+    c = config(n_head=n_head, attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)
     set_seed(1)
     theirs, ours = ReferenceGPT(c), GPT(c)
-    torch.save(theirs.state_dict(), tmp_path/'model.pt')
-    ours.load_state_dict(torch.load(tmp_path/'model.pt'), strict=True)
+    torch.save(theirs.state_dict(), tmp_path / 'model.pt')
+    ours.load_state_dict(torch.load(tmp_path / 'model.pt'), strict=True)
     x, y = (t[:, :T] for t in batch())
     y = y.clone()
     y[:, -1] = x[:, 0]
@@ -59,18 +63,23 @@ def test_checkpoint_logits_and_training_step(tmp_path, n_head, T):
         torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize('front', ['_orig_mod.', 'module.', 'module._orig_mod.', '_orig_mod.module.'])
+@pytest.mark.parametrize(
+    'front', ['_orig_mod.', 'module.', 'module._orig_mod.', '_orig_mod.module.']
+)
 def test_a_checkpoint_of_a_wrapped_model_loads(tmp_path, front):
     "As nanoGPT writes it when it compiles, also on many devices: masks and all."
     set_seed(1)
     theirs = ReferenceGPT(config()).eval()
-    torch.save({'model': {front + k: v for k, v in theirs.state_dict().items()}, 'iter_num': 3}, tmp_path/'ckpt.pt')
+    torch.save(
+        {'model': {front + k: v for k, v in theirs.state_dict().items()}, 'iter_num': 3},
+        tmp_path / 'ckpt.pt',
+    )
     ours = GPT(config()).eval()
-    ours.load_state_dict(torch.load(tmp_path/'ckpt.pt')['model'])
+    ours.load_state_dict(torch.load(tmp_path / 'ckpt.pt')['model'])
     x, y = batch()
     torch.testing.assert_close(ours(x, y), theirs(x, y), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match='lm_head.weight differs from transformer.wte.weight'):
-        GPT(config(tie_weights=True)).load_state_dict(torch.load(tmp_path/'ckpt.pt')['model'])
+        GPT(config(tie_weights=True)).load_state_dict(torch.load(tmp_path / 'ckpt.pt')['model'])
 
 
 def test_generation_is_the_simple_loop():
@@ -86,7 +95,9 @@ def test_generation_is_the_simple_loop():
         logits = model(sampled[:, -12:])[0][:, -1] / 0.8
         logits[logits < logits.topk(5).values[:, [-1]]] = -float('inf')
         sampled = torch.cat((sampled, torch.multinomial(logits.softmax(-1), 1, generator=g)), 1)
-    ours = model.generate(x, 20, temperature=0.8, do_sample=True, top_k=5, generator=torch.Generator().manual_seed(5))
+    ours = model.generate(
+        x, 20, temperature=0.8, do_sample=True, top_k=5, generator=torch.Generator().manual_seed(5)
+    )
     torch.testing.assert_close(ours, sampled)
 
 
@@ -100,11 +111,14 @@ def mingpt(monkeypatch):
 class Doubling(Dataset):
     "x x x -> each id doubled modulo 10, built item by item and at random, as minGPT's sorting demo does."
 
-    def __len__(self): return 10000
+    def __len__(self):
+        return 10000
 
-    def get_vocab_size(self): return 10
+    def get_vocab_size(self):
+        return 10
 
-    def get_block_size(self): return 5
+    def get_block_size(self):
+        return 5
 
     def __getitem__(self, i):
         a = torch.randint(10, (3,))
@@ -117,16 +131,20 @@ class Doubling(Dataset):
 def test_a_program_in_mingpts_style(mingpt, tmp_path, monkeypatch):
     from mingpt.model import GPT
     from mingpt.trainer import Trainer
-    from mingpt.utils import CfgNode as CN, set_seed, setup_logging
+    from mingpt.utils import CfgNode as CN
+    from mingpt.utils import set_seed, setup_logging
+
     C = CN()
     C.system = CN()
     C.system.seed = 3407
-    C.system.work_dir = str(tmp_path/'out')
+    C.system.work_dir = str(tmp_path / 'out')
     C.model = GPT.get_default_config()
     C.model.model_type = 'gpt-nano'
     C.trainer = Trainer.get_default_config()
     C.trainer.learning_rate = 5e-4
-    C.merge_from_args(['--trainer.max_iters=30', '--trainer.num_workers=0', '--trainer.learning_rate=0.003'])
+    C.merge_from_args(
+        ['--trainer.max_iters=30', '--trainer.num_workers=0', '--trainer.learning_rate=0.003']
+    )
     monkeypatch.setattr(sys, 'argv', ['prog'])
     setup_logging(C)
     set_seed(C.system.seed)
@@ -140,14 +158,14 @@ def test_a_program_in_mingpts_style(mingpt, tmp_path, monkeypatch):
         if trainer.iter_num % 10 == 0:
             seen.append((trainer.iter_num, trainer.loss.item(), trainer.iter_dt))
             model.eval()
-            torch.save(model.state_dict(), tmp_path/'out'/'model.pt')
+            torch.save(model.state_dict(), tmp_path / 'out' / 'model.pt')
             model.train()
 
     trainer.set_callback('on_batch_end', batch_end_callback)
     trainer.run()
     assert [s[0] for s in seen] == [0, 10, 20]
     assert seen[-1][1] < seen[0][1]
-    assert {p.name for p in (tmp_path/'out').iterdir()} == {'args.txt', 'config.json', 'model.pt'}
+    assert {p.name for p in (tmp_path / 'out').iterdir()} == {'args.txt', 'config.json', 'model.pt'}
     x, y = next(iter(DataLoader(data, batch_size=4)))
     with torch.no_grad():
         out = model.generate(x[:, :3].to(trainer.device), 3, do_sample=False)
@@ -156,6 +174,7 @@ def test_a_program_in_mingpts_style(mingpt, tmp_path, monkeypatch):
 
 def test_tokenizer_in_mingpts_style(mingpt):
     from mingpt.bpe import BPETokenizer, get_encoder
+
     tokenizer = BPETokenizer()
     ids = tokenizer("Hello, world", return_tensors='pt')
     assert ids.dtype == torch.long and ids.shape == (1, 3)

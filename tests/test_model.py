@@ -1,11 +1,13 @@
 """Properties of the model that hold for every shape, and what it takes as input."""
+
 import json
 import threading
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mingpt_nb.model import GPT
 from mingpt_nb.utils import CfgNode, set_seed
@@ -18,8 +20,16 @@ settings.load_profile('book')
 def configs(draw):
     n_head = draw(st.integers(1, 4))
     c = GPT.get_default_config()
-    c.merge_from_dict(dict(n_layer=draw(st.integers(1, 3)), n_head=n_head, n_embd=n_head * draw(st.integers(1, 8)),
-                           vocab_size=draw(st.integers(2, 40)), block_size=draw(st.integers(1, 9)), tie_weights=draw(st.booleans())))
+    c.merge_from_dict(
+        dict(
+            n_layer=draw(st.integers(1, 3)),
+            n_head=n_head,
+            n_embd=n_head * draw(st.integers(1, 8)),
+            vocab_size=draw(st.integers(2, 40)),
+            block_size=draw(st.integers(1, 9)),
+            tie_weights=draw(st.booleans()),
+        )
+    )
     return c
 
 
@@ -36,8 +46,14 @@ def make(config):
 def test_cached_and_uncached_generation_agree(config, B, T, new, do_sample):
     model = make(config)
     idx = torch.randint(model.config.vocab_size, (B, T))
-    draw = lambda use_cache: model.generate(idx, new, do_sample=do_sample, temperature=0.7, use_cache=use_cache,
-                                            generator=torch.Generator().manual_seed(0))
+    draw = lambda use_cache: model.generate(
+        idx,
+        new,
+        do_sample=do_sample,
+        temperature=0.7,
+        use_cache=use_cache,
+        generator=torch.Generator().manual_seed(0),
+    )
     cached = draw(True)
     assert cached.shape == (B, T + new)
     assert torch.equal(cached, draw(False))
@@ -82,36 +98,77 @@ def test_the_checks_do_not_break_the_graph():
 
 
 def test_values_survive_the_command_line():
-    @given(st.dictionaries(st.from_regex(r'[a-z]\w{0,8}', fullmatch=True),
-                           st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=20).filter(
-                               lambda s: s != 'None')), min_size=1))
+    @given(
+        st.dictionaries(
+            st.from_regex(r'[a-z]\w{0,8}', fullmatch=True),
+            st.one_of(
+                st.booleans(),
+                st.integers(),
+                st.floats(allow_nan=False),
+                st.text(max_size=20).filter(lambda s: s != 'None'),
+            ),
+            min_size=1,
+        )
+    )
     def check(values):
         config = CfgNode(**{k: type(v)() for k, v in values.items()}).freeze()
         config.merge_from_args([f'--{k}={v}' for k, v in values.items()])
         assert config.to_dict() == values
-        assert {k: type(v) for k, v in config.to_dict().items()} == {k: type(v) for k, v in values.items()}
+        assert {k: type(v) for k, v in config.to_dict().items()} == {
+            k: type(v) for k, v in values.items()
+        }
+
     check()
 
 
 def test_numbers_of_numpy_and_torch_make_a_config_of_python_numbers():
     config = GPT.get_default_config()
-    config.merge_from_dict(dict(n_layer=np.int64(1), n_head=torch.tensor(2), n_embd=np.uint8(8), vocab_size=np.int64(65), block_size=8.,
-                                embd_pdrop=np.float32(0), attn_pdrop=torch.tensor(0.5), tie_weights=np.bool_(True)))
+    config.merge_from_dict(
+        dict(
+            n_layer=np.int64(1),
+            n_head=torch.tensor(2),
+            n_embd=np.uint8(8),
+            vocab_size=np.int64(65),
+            block_size=8.0,
+            embd_pdrop=np.float32(0),
+            attn_pdrop=torch.tensor(0.5),
+            tie_weights=np.bool_(True),
+        )
+    )
     model = GPT(config)
     found = model.config.to_dict()
     assert {type(v) for v in found.values()} <= {int, float, bool, str, type(None)}
     assert json.loads(json.dumps(found)) == found
-    assert (found['vocab_size'], found['block_size'], found['attn_pdrop'], found['tie_weights']) == (65, 8, 0.5, True)
+    assert (
+        found['vocab_size'],
+        found['block_size'],
+        found['attn_pdrop'],
+        found['tie_weights'],
+    ) == (65, 8, 0.5, True)
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
 def small(**kwargs):
     c = GPT.get_default_config()
-    c.merge_from_dict(dict(n_layer=2, n_head=2, n_embd=8, vocab_size=11, block_size=6, resid_pdrop=0.5, embd_pdrop=0.5) | kwargs)
+    c.merge_from_dict(
+        dict(
+            n_layer=2,
+            n_head=2,
+            n_embd=8,
+            vocab_size=11,
+            block_size=6,
+            resid_pdrop=0.5,
+            embd_pdrop=0.5,
+        )
+        | kwargs
+    )
     return GPT(c)
 
 
-@pytest.mark.parametrize('dtype', [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize(
+    'dtype',
+    [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32],
+)
 def test_every_type_of_integer_is_an_id(dtype):
     model = small().eval()
     x, y = torch.tensor([[0, 1, 10]]), torch.tensor([[1, 10, 0]])
@@ -145,7 +202,9 @@ def test_threads_that_write_at_once_leave_the_mode_of_before():
         t.join()
     assert [m.training for m in model.modules()] == before
     longest = model.eval().generate(idx, 5)[0].tolist()
-    assert len(texts) == 12 and all(text == longest[:len(text)] for text in texts)      # none with dropout
+    assert len(texts) == 12 and all(
+        text == longest[: len(text)] for text in texts
+    )  # none with dropout
 
 
 @pytest.mark.parametrize('sample', [False, True])
@@ -154,5 +213,7 @@ def test_weights_that_are_not_finite_write_nothing(sample):
         for bad in float('nan'), float('inf'):
             model = small()
             model.get_parameter(name).data.fill_(bad)
-            with pytest.raises(ValueError, match='the logits at position 2 of sequence 0 hold .* choose no token'):
+            with pytest.raises(
+                ValueError, match='the logits at position 2 of sequence 0 hold .* choose no token'
+            ):
                 model.generate(torch.tensor([[1, 2]]), 3, do_sample=sample)

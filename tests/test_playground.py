@@ -1,4 +1,5 @@
 """The playground in a real browser: its JavaScript computes what Python computes, and each part answers a keyboard and a mouse."""
+
 import functools
 import itertools
 import random
@@ -12,9 +13,9 @@ from mingpt_nb.bpe import get_encoder, unicode_ranges
 from mingpt_nb.model import filter_logits
 from mingpt_nb.trainer import load_model
 
-NBS = Path(__file__).parents[1]/'nbs'
+NBS = Path(__file__).parents[1] / 'nbs'
 READY = "document.querySelectorAll('[data-ready=true]').length == 3"
-load = functools.cache(lambda name: load_model(NBS/'playground'/name))
+load = functools.cache(lambda name: load_model(NBS / 'playground' / name))
 
 
 def visit(context, url, wait=READY):
@@ -22,7 +23,13 @@ def visit(context, url, wait=READY):
     page.trouble = []
     page.on('console', lambda m: m.type in ('error', 'warning') and page.trouble.append(m.text))
     page.on('pageerror', lambda e: page.trouble.append(str(e)))
-    page.on('request', lambda r: r.url.startswith((url.split('playground.html')[0], 'data:')) or page.trouble.append(r.url))
+    page.on(
+        'request',
+        lambda r: (
+            r.url.startswith((url.split('playground.html')[0], 'data:'))
+            or page.trouble.append(r.url)
+        ),
+    )
     page.goto(url)
     page.wait_for_function(wait)
     return page
@@ -30,7 +37,9 @@ def visit(context, url, wait=READY):
 
 @pytest.fixture(scope='module')
 def context(browser):
-    with browser.new_context(reduced_motion='reduce', viewport=dict(width=1280, height=900)) as context:
+    with browser.new_context(
+        reduced_motion='reduce', viewport=dict(width=1280, height=900)
+    ) as context:
         context.set_default_timeout(10_000)
         yield context
 
@@ -46,67 +55,148 @@ def page(context, site):
 
 # What it computes
 
-WORDS = "the of don't we'll I'd you're they've I'm it's 'S 's GPT ChatGPT unbelievable naïve Straße 3.14 1,000 x²  ½ Ⅷ foo_bar x+=1; return(a[i]) {} // # \"\"\" <|endoftext|> …".split(' ')
-SPACES = [chr(c) for c in (9, 10, 11, 12, 13, 28, 29, 30, 31, 32, 32, 32, 0x85, 0xa0, 0x1680, 0x180e, 0x2003, 0x2028, 0x200b, 0x202f, 0x205f, 0x3000, 0xfeff)]
+WORDS = "the of don't we'll I'd you're they've I'm it's 'S 's GPT ChatGPT unbelievable naïve Straße 3.14 1,000 x²  ½ Ⅷ foo_bar x+=1; return(a[i]) {} // # \"\"\" <|endoftext|> …".split(
+    ' '
+)
+SPACES = [
+    chr(c)
+    for c in (
+        9,
+        10,
+        11,
+        12,
+        13,
+        28,
+        29,
+        30,
+        31,
+        32,
+        32,
+        32,
+        0x85,
+        0xA0,
+        0x1680,
+        0x180E,
+        0x2003,
+        0x2028,
+        0x200B,
+        0x202F,
+        0x205F,
+        0x3000,
+        0xFEFF,
+    )
+]
 EMOJI = ['🤗', '👩‍🚀', '🇳🇿', '👍🏽', '❤️', '1️⃣', '🏴󠁧󠁢󠁥󠁮󠁧󠁿', '☃']
 
 
 def strings(n=1000):
     "Random texts of all kinds, the same each time."
     r = random.Random(0)
-    edges = [chr(c) for ends in itertools.chain(*unicode_ranges().values()) for e in ends for c in (e - 1, e, e + 1) if not 0xd800 <= c < 0xe000]
-    anything = lambda: chr(r.randrange(0xd800) if r.random() < .5 else r.randrange(0xe000, 0x110000))
-    kinds = [lambda: r.choice(WORDS), lambda: r.choice(SPACES), lambda: r.choice(EMOJI), lambda: r.choice(edges), anything,
-             lambda: chr(r.randrange(0x4e00, 0x9fff)), lambda: chr(r.randrange(32, 127)), lambda: chr(r.randrange(0x250))]
+    edges = [
+        chr(c)
+        for ends in itertools.chain(*unicode_ranges().values())
+        for e in ends
+        for c in (e - 1, e, e + 1)
+        if not 0xD800 <= c < 0xE000
+    ]
+    anything = lambda: chr(
+        r.randrange(0xD800) if r.random() < 0.5 else r.randrange(0xE000, 0x110000)
+    )
+    kinds = [
+        lambda: r.choice(WORDS),
+        lambda: r.choice(SPACES),
+        lambda: r.choice(EMOJI),
+        lambda: r.choice(edges),
+        anything,
+        lambda: chr(r.randrange(0x4E00, 0x9FFF)),
+        lambda: chr(r.randrange(32, 127)),
+        lambda: chr(r.randrange(0x250)),
+    ]
     for _ in range(n):
         some = r.sample(kinds, r.randint(1, len(kinds)))
-        yield r.choice(['', ' '] * 3 + SPACES).join(r.choice(some)() for _ in range(r.randint(0, 40)))
+        yield r.choice(['', ' '] * 3 + SPACES).join(
+            r.choice(some)() for _ in range(r.randint(0, 40))
+        )
 
 
 def test_ids_are_pythons(page):
     texts, encoder = list(strings()), get_encoder()
-    result = page.evaluate('''async texts => {
+    result = page.evaluate(
+        '''async texts => {
         const { Encoder } = await import('/playground/bpe.js');
         const e = await Encoder.load('/playground/gpt2-vocab.bpe', '/playground/unicode-16.txt');
         return texts.map(t => [e.encode(t), e.decode(e.encode(t)), e.split_words(t).length]);
-    }''', texts)
+    }''',
+        texts,
+    )
     assert len(set(texts)) > 900
-    assert [(t, ids) for t, (ids, _, _) in zip(texts, result)] == [(t, encoder.encode(t)) for t in texts]
+    assert [(t, ids) for t, (ids, _, _) in zip(texts, result)] == [
+        (t, encoder.encode(t)) for t in texts
+    ]
     assert [back for _, back, _ in result] == texts
-    assert [n for *_, n in result] == [len(encoder.encode_and_show_work(t)['tokens']) for t in texts]
+    assert [n for *_, n in result] == [
+        len(encoder.encode_and_show_work(t)['tokens']) for t in texts
+    ]
 
 
 @pytest.mark.parametrize('name', ['adder', 'chargpt'])
 def test_logits_and_attention_are_pythons(page, name):
     model, _ = load(name)
     r, c = random.Random(1), model.config
-    prompts = [[r.randrange(c.vocab_size) for _ in range(n)] for n in [1, c.block_size, c.block_size, *(r.randint(1, min(20, c.block_size)) for _ in range(97))]]
-    result = page.evaluate('''async ([name, prompts]) => {
+    prompts = [
+        [r.randrange(c.vocab_size) for _ in range(n)]
+        for n in [
+            1,
+            c.block_size,
+            c.block_size,
+            *(r.randint(1, min(20, c.block_size)) for _ in range(97)),
+        ]
+    ]
+    result = page.evaluate(
+        '''async ([name, prompts]) => {
         const { GPT, KVCache } = await import('/playground/gpt.js'), model = await GPT.load('/playground/' + name);
         return prompts.map((ids, k) => {
             if (k % 2) return { logits: [...model.forward(ids).logits] };
             const cache = new KVCache(model.config), steps = ids.map(id => model.forward([id], cache));     // one token at a time
             return { logits: steps.flatMap(s => [...s.logits]), looks: steps.at(-1).weights.map(heads => heads.map(w => [...w])) };
         });
-    }''', [name, prompts])
+    }''',
+        [name, prompts],
+    )
     with torch.no_grad():
         for ids, js in zip(prompts, result):
             idx = torch.tensor([ids])
-            torch.testing.assert_close(torch.tensor(js['logits']).view(len(ids), -1), model(idx)[0][0], rtol=0, atol=1e-4)
-            if 'looks' in js: torch.testing.assert_close(torch.tensor(js['looks'], dtype=torch.float32), model.attention_weights(idx)[:, 0, :, -1], rtol=0, atol=1e-4)
+            torch.testing.assert_close(
+                torch.tensor(js['logits']).view(len(ids), -1), model(idx)[0][0], rtol=0, atol=1e-4
+            )
+            if 'looks' in js:
+                torch.testing.assert_close(
+                    torch.tensor(js['looks'], dtype=torch.float32),
+                    model.attention_weights(idx)[:, 0, :, -1],
+                    rtol=0,
+                    atol=1e-4,
+                )
 
 
 def test_probabilities_are_pythons(page):
     logits = torch.randn(65, generator=torch.Generator().manual_seed(0)) * 3
-    logits[7] = logits[9]                                   # a draw
+    logits[7] = logits[9]  # a draw
     ways = [(t, k) for t in (0.1, 0.8, 1, 2) for k in (0, 1, 2, 10, 65)]
-    result = page.evaluate('''async ([logits, ways]) => {
+    result = page.evaluate(
+        '''async ([logits, ways]) => {
         const { next_probs, draw } = await import('/playground/sample.js');
         return [ways.map(([t, k]) => [...next_probs(logits, t, k)]), [...next_probs(logits, 0, 0)].indexOf(1),
                 [0, .24, .25, .26, .74, .76, .9999999999].map(r => draw([.25, .5, 0, .25], r)), draw([.5, .4, 0], .95)];
-    }''', [logits.tolist(), ways])
+    }''',
+        [logits.tolist(), ways],
+    )
     for (t, k), probs in zip(ways, result[0]):
-        torch.testing.assert_close(torch.tensor(probs, dtype=torch.float32), filter_logits(logits[None], t, k)[0].softmax(-1), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            torch.tensor(probs, dtype=torch.float32),
+            filter_logits(logits[None], t, k)[0].softmax(-1),
+            rtol=0,
+            atol=1e-6,
+        )
     assert result[1] == logits.argmax() and result[2] == [0, 0, 1, 1, 1, 3, 3] and result[3] == 1
 
 
@@ -114,17 +204,23 @@ def test_sums_and_texts_are_pythons(page):
     "Greedy answers, and a text that outgrows the context."
     model, _ = load('adder')
     sums = [divmod(n, 100) for n in random.Random(2).sample(range(10_000), 100)]
-    js = page.evaluate('''async sums => {
+    js = page.evaluate(
+        '''async sums => {
         const { GPT } = await import('/playground/gpt.js'), { add } = await import('/playground/adder.js'), model = await GPT.load('/playground/adder');
         return sums.map(([a, b]) => add(model, a, b).answer);
-    }''', sums)
+    }''',
+        sums,
+    )
     assert js == [adder.add(model, a, b) for a, b in sums]
     model, tok = load('chargpt')
-    js = page.evaluate('''async ids => {
+    js = page.evaluate(
+        '''async ids => {
         const { GPT } = await import('/playground/gpt.js'), { write } = await import('/playground/writer.js'), model = await GPT.load('/playground/chargpt');
         const new_ids = [];
         for (const { id } of write(model, ids, 0, () => ({ temperature: 0, top_k: 0 }))) if (new_ids.push(id) === 70) return new_ids;
-    }''', tok.encode('ROMEO:'))
+    }''',
+        tok.encode('ROMEO:'),
+    )
     assert js == model.generate(torch.tensor([tok.encode('ROMEO:')]), 70)[0, 6:].tolist()
 
 
@@ -133,16 +229,27 @@ def test_the_adder_is_as_good_as_the_page_says(page):
     model, _ = load('adder')
     x = adder.to_digits(torch.arange(10_000), 4)
     assert (model.generate(x, 3) == adder.with_answers(x)).all()
-    offered = page.eval_on_selector_all('[data-pg-sum]', 'all => all.map(e => e.dataset.pgSum.split("+").map(Number))')
-    assert offered and {100 * a + b for a, b in offered} <= set(adder.split_listed(2, 'test').tolist())
+    offered = page.eval_on_selector_all(
+        '[data-pg-sum]', 'all => all.map(e => e.dataset.pgSum.split("+").map(Number))'
+    )
+    assert offered and {100 * a + b for a, b in offered} <= set(
+        adder.split_listed(2, 'test').tolist()
+    )
 
 
 # What it does
 
+
 def test_tokens_by_keyboard_and_mouse(page):
-    text, chips, ids = page.get_by_label('Your text'), page.get_by_role('option'), page.locator('#pg-ids')
+    text, chips, ids = (
+        page.get_by_label('Your text'),
+        page.get_by_role('option'),
+        page.locator('#pg-ids'),
+    )
     text.fill('')
-    assert ids.inner_text() == '[]' and 'Nothing to merge' in page.locator('#pg-merges').inner_text()
+    assert (
+        ids.inner_text() == '[]' and 'Nothing to merge' in page.locator('#pg-merges').inner_text()
+    )
     text.press_sequentially('low lower 🤗')
     assert ids.inner_text() == str(get_encoder().encode('low lower 🤗'))
     assert '11 characters, 14 bytes' in page.locator('#pg-tokens-say').inner_text()
@@ -151,27 +258,36 @@ def test_tokens_by_keyboard_and_mouse(page):
     assert steps.last.locator('.pg-piece').all_inner_texts() == ['·lower']
     chips.nth(0).click()
     page.keyboard.press('ArrowRight')
-    assert chips.nth(1).get_attribute('aria-selected') == 'true' and chips.nth(1).evaluate('e => e === document.activeElement')
+    assert chips.nth(1).get_attribute('aria-selected') == 'true' and chips.nth(1).evaluate(
+        'e => e === document.activeElement'
+    )
     page.keyboard.press('End')
     assert chips.last.get_attribute('aria-selected') == 'true'
     text.focus()
     page.keyboard.press('Control+Home')
     assert chips.nth(0).get_attribute('aria-selected') == 'true'
-    for _ in range(4): page.keyboard.press('ArrowRight')                                # 'low ', and the cursor stands in the second token
+    for _ in range(4):
+        page.keyboard.press('ArrowRight')  # 'low ', and the cursor stands in the second token
     assert chips.nth(1).get_attribute('aria-selected') == 'true'
     page.get_by_role('button', name='code', exact=True).click()
-    assert 'return' in text.input_value() and ids.inner_text() == str(get_encoder().encode(text.input_value()))
+    assert 'return' in text.input_value() and ids.inner_text() == str(
+        get_encoder().encode(text.input_value())
+    )
 
 
 def test_merges_are_those_of_the_word(page):
     page.get_by_label('Your text').fill('unbelievable')
     rows = page.locator('.pg-steps tbody tr')
     shown = [row.locator('.pg-piece').all_inner_texts() for row in rows.all()]
-    assert shown[0] == list('unbelievable') and shown[-1] == get_encoder().bpe('unbelievable').split()
+    assert (
+        shown[0] == list('unbelievable') and shown[-1] == get_encoder().bpe('unbelievable').split()
+    )
     ranks = get_encoder().bpe_ranks
     for before, after, row in zip(shown, shown[1:], rows.all()[1:]):
         rank = int(row.locator('.pg-rank').inner_text().replace(',', ''))
-        assert rank == min(ranks.get(pair, 1 << 20) for pair in zip(before, before[1:])) and len(after) < len(before)
+        assert rank == min(ranks.get(pair, 1 << 20) for pair in zip(before, before[1:])) and len(
+            after
+        ) < len(before)
     page.get_by_label('Your text').fill('lowlands')
     chips = page.get_by_role('option')
     for chip in chips.all():
@@ -183,25 +299,34 @@ def test_merges_are_those_of_the_word(page):
 
 def test_a_sum_by_keyboard(page):
     say = page.locator('#pg-sum-say')
-    page.mouse.move(0, 0)                                   # not over something that would answer too
+    page.mouse.move(0, 0)  # not over something that would answer too
     page.get_by_label('a', exact=True).fill('65')
     page.keyboard.press('Tab')
     page.keyboard.type('36')
     page.keyboard.press('Enter')
-    assert page.locator('#pg-row b').all_inner_texts() == list('653610')                # 65 and 36, then 1 and 0 of 101
+    assert page.locator('#pg-row b').all_inner_texts() == list(
+        '653610'
+    )  # 65 and 36, then 1 and 0 of 101
     page.get_by_role('radio', name='the hundreds').focus()
     assert page.get_by_role('radio', name='the tens').is_checked()
     page.get_by_role('radio', name='the tens').press('ArrowRight')
-    assert '101: right' in say.inner_text() and page.locator('#pg-row b').all_inner_texts() == list('6536101')
+    assert '101: right' in say.inner_text() and page.locator('#pg-row b').all_inner_texts() == list(
+        '6536101'
+    )
     assert page.locator('#pg-digits .pg-chosen').inner_text().split()[0] == '1'
     page.locator('.pg-head').nth(4).focus()
     assert page.locator('.pg-weights caption').inner_text().startswith('Layer 1, head 1')
     page.locator('.pg-weights .pg-cell[tabindex="0"]').focus()
     page.keyboard.press('ArrowRight')
-    assert 'head 1 of layer 1 puts' in page.locator('#pg-cell-say').inner_text() and '(a: units)' in page.locator('#pg-cell-say').inner_text()
+    assert (
+        'head 1 of layer 1 puts' in page.locator('#pg-cell-say').inner_text()
+        and '(a: units)' in page.locator('#pg-cell-say').inner_text()
+    )
     page.get_by_label('b', exact=True).fill('x')
     page.keyboard.press('Enter')
-    assert 'It has learned numbers of two digits, 0 to 99, and no others; not x.' == say.inner_text()
+    assert (
+        'It has learned numbers of two digits, 0 to 99, and no others; not x.' == say.inner_text()
+    )
 
 
 def test_a_sum_by_mouse(page):
@@ -209,9 +334,14 @@ def test_a_sum_by_mouse(page):
     assert page.locator('#pg-row b').all_inner_texts() == list('079410')
     head = page.locator('.pg-head[aria-pressed=true]')
     page.locator('.pg-head').nth(8).hover()
-    assert head.get_attribute('aria-label') == 'layer 2, head 2' and page.locator('.pg-line-one').count() > 0
+    assert (
+        head.get_attribute('aria-label') == 'layer 2, head 2'
+        and page.locator('.pg-line-one').count() > 0
+    )
     page.locator('#pg-sum-say').hover()
-    assert head.get_attribute('aria-label') != 'layer 2, head 2'                        # pointing is looking, a click is choosing
+    assert (
+        head.get_attribute('aria-label') != 'layer 2, head 2'
+    )  # pointing is looking, a click is choosing
     page.locator('.pg-head').nth(8).click()
     model, _ = load('adder')
     weights = model.attention_weights(torch.tensor([[0, 7, 9, 4, 1]]))[2, 0, 2, 4]
@@ -221,7 +351,10 @@ def test_a_sum_by_mouse(page):
     assert abs(float(cell.inner_text()) - share) < 0.51
     assert f'puts {share:.1f} %' in page.locator('#pg-cell-say').inner_text()
     page.get_by_text('the units', exact=True).click()
-    assert page.locator('#pg-row b').all_inner_texts() == list('07941') and page.locator('#pg-digits li').count() == 10
+    assert (
+        page.locator('#pg-row b').all_inner_texts() == list('07941')
+        and page.locator('#pg-digits li').count() == 10
+    )
     page.locator('.pg-link').click()
     assert page.locator('.pg-line-one').count() > 0
 
@@ -231,15 +364,23 @@ def test_it_writes_digit_by_digit_where_motion_is_welcome(browser, site):
         page = visit(context, site + 'playground.html')
         page.get_by_role('button', name='47 + 54').click()
         for n in 5, 6, 7:
-            page.wait_for_function(f"document.querySelectorAll('#pg-row b').length == {n}", timeout=5000)
+            page.wait_for_function(
+                f"document.querySelectorAll('#pg-row b').length == {n}", timeout=5000
+            )
         assert '101: right' in page.locator('#pg-sum-say').inner_text()
 
 
 def test_writing_by_keyboard_and_mouse(page):
-    out, go, prompt = page.locator('#pg-out'), page.locator('#pg-go'), page.get_by_label('Begin with')
-    at_least = lambda n: page.wait_for_function(f"document.querySelectorAll('#pg-out [data-n]').length >= {n}")
+    out, go, prompt = (
+        page.locator('#pg-out'),
+        page.locator('#pg-go'),
+        page.get_by_label('Begin with'),
+    )
+    at_least = lambda n: page.wait_for_function(
+        f"document.querySelectorAll('#pg-out [data-n]').length >= {n}"
+    )
     texts = []
-    for _ in range(2):                                      # the same seed, the same text
+    for _ in range(2):  # the same seed, the same text
         prompt.fill('JULIET:')
         page.keyboard.press('Enter')
         at_least(30)
@@ -250,49 +391,81 @@ def test_writing_by_keyboard_and_mouse(page):
     assert texts[0] == texts[1] and texts[0].startswith('JULIET:')
     n = out.locator('[data-n]').count()
     page.wait_for_timeout(100)
-    assert out.locator('[data-n]').count() == n and f'Stopped after {n} characters' in page.locator('#pg-write-say').inner_text()
+    assert (
+        out.locator('[data-n]').count() == n
+        and f'Stopped after {n} characters' in page.locator('#pg-write-say').inner_text()
+    )
     out.locator('[data-n="5"]').hover()
     assert page.locator('#pg-which-value').inner_text().startswith(f'5 of {n}')
     bars = page.locator('#pg-next .pg-bar-value')
     page.get_by_label('Draw from').press('Home')
-    assert bars.first.inner_text() == '100.0 %' and page.locator('#pg-top-k-value').inner_text() == 'the best 1'
+    assert (
+        bars.first.inner_text() == '100.0 %'
+        and page.locator('#pg-top-k-value').inner_text() == 'the best 1'
+    )
     page.get_by_label('Draw from').press('End')
     loose = bars.first.inner_text()
     page.get_by_label('Temperature').press('Home')
     assert bars.first.inner_text() == '100.0 %' != loose
     page.get_by_label('Look at character').press('ArrowRight')
     assert page.locator('#pg-which-value').inner_text().startswith(f'6 of {n}')
-    page.get_by_label('Seed').fill('7')                     # at temperature 0 the seed does not matter: the text is Python's
+    page.get_by_label('Seed').fill(
+        '7'
+    )  # at temperature 0 the seed does not matter: the text is Python's
     go.click()
     at_least(20)
     go.click()
     model, tok = load('chargpt')
-    assert out.inner_text()[:27] == tok.decode(model.generate(torch.tensor([tok.encode('JULIET:')]), 20)[0].tolist())
+    assert out.inner_text()[:27] == tok.decode(
+        model.generate(torch.tensor([tok.encode('JULIET:')]), 20)[0].tolist()
+    )
     page.wait_for_function("document.getElementById('pg-go').textContent == 'Write'")
     prompt.fill('naïve')
     page.keyboard.press('Enter')
-    assert page.locator('#pg-write-say').inner_text() == 'The model has never seen the character ï; it knows 65 others.'
+    assert (
+        page.locator('#pg-write-say').inner_text()
+        == 'The model has never seen the character ï; it knows 65 others.'
+    )
 
 
 # What it looks like where things are missing
+
 
 def test_the_example_on_the_page_is_what_the_programs_make(browser, site, context):
     page = visit(context, site + 'playground.html')
     with browser.new_context(java_script_enabled=False) as context:
         bare = context.new_page()
         bare.goto(site + 'playground.html')
-        for name in 'tokens-say', 'chips', 'ids', 'merges', 'row', 'sum-say', 'digits', 'sum-why', 'out', 'next':
+        for name in (
+            'tokens-say',
+            'chips',
+            'ids',
+            'merges',
+            'row',
+            'sum-say',
+            'digits',
+            'sum-why',
+            'out',
+            'next',
+        ):
             text = bare.locator(f'#pg-{name}').inner_text()
             assert text and text == page.locator(f'#pg-{name}').inner_text(), name
-        assert bare.locator('#pg-paper svg text').all_inner_texts() == page.locator('#pg-paper svg text').all_inner_texts() != []
+        assert (
+            bare.locator('#pg-paper svg text').all_inner_texts()
+            == page.locator('#pg-paper svg text').all_inner_texts()
+            != []
+        )
         assert 'The page needs JavaScript' in bare.content()
         example = bare.locator('#pg-out').inner_text()
-    made = page.evaluate('''async n => {
+    made = page.evaluate(
+        '''async n => {
         const { GPT } = await import('/playground/gpt.js'), { write, CharTokenizer } = await import('/playground/writer.js');
         const model = await GPT.load('/playground/chargpt'), tok = new CharTokenizer(await (await fetch('/playground/chargpt/vocab.json')).json()), ids = [];
         const seed = Number(document.getElementById('pg-seed').value);
         for (const { id } of write(model, tok.encode('ROMEO:'), seed, () => ({ temperature: 0.8, top_k: 0 }))) if (ids.push(id) === n) return tok.decode(ids);
-    }''', 80)
+    }''',
+        80,
+    )
     assert example.startswith('ROMEO:' + made)
 
 
@@ -304,30 +477,47 @@ def test_a_missing_file_is_said_and_the_rest_works(browser, site):
         page.wait_for_function("document.querySelectorAll('[data-ready]').length == 3")
         message = page.locator('#pg-adder .pg-error').inner_text()
         assert 'could not start' in message and 'adder/model.safetensors: 404' in message
-        assert page.locator('[data-ready=true]').count() == 2 and page.locator('.pg-error').count() == 1
-        assert page.locator('#pg-paper svg').is_visible() and page.get_by_label('a', exact=True).is_disabled()
+        assert (
+            page.locator('[data-ready=true]').count() == 2
+            and page.locator('.pg-error').count() == 1
+        )
+        assert (
+            page.locator('#pg-paper svg').is_visible()
+            and page.get_by_label('a', exact=True).is_disabled()
+        )
 
 
 def test_opened_as_a_file_it_says_what_to_do(browser, docs):
     with browser.new_context() as context:
         page = context.new_page()
-        page.goto((docs/'playground.html').as_uri())
-        assert 'python -m http.server' in page.locator('#pg-file').inner_text() and page.locator('#pg-chips .pg-chip').first.is_visible()
+        page.goto((docs / 'playground.html').as_uri())
+        assert (
+            'python -m http.server' in page.locator('#pg-file').inner_text()
+            and page.locator('#pg-chips .pg-chip').first.is_visible()
+        )
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_it_fits_a_phone_and_axe_finds_nothing(browser, site, scheme):
     axe = pytest.importorskip('axe_playwright_python', reason='axe-core is not installed')
-    with browser.new_context(color_scheme=scheme, reduced_motion='reduce', viewport=dict(width=390, height=800)) as context:
+    with browser.new_context(
+        color_scheme=scheme, reduced_motion='reduce', viewport=dict(width=390, height=800)
+    ) as context:
         page = visit(context, site + 'playground.html')
-        assert page.evaluate('document.documentElement.scrollWidth <= document.documentElement.clientWidth')
+        assert page.evaluate(
+            'document.documentElement.scrollWidth <= document.documentElement.clientWidth'
+        )
         page.locator('.pg-head').nth(3).click()
-        page.evaluate((Path(axe.__file__).parent/'axe.min.js').read_text(encoding='utf-8'))
+        page.evaluate((Path(axe.__file__).parent / 'axe.min.js').read_text(encoding='utf-8'))
         for v in page.evaluate("axe.run('main')")['violations']:
-            assert not v['nodes'], (v['id'], v['help'], [(n['target'], n['failureSummary'][:300]) for n in v['nodes'][:3]])
+            assert not v['nodes'], (
+                v['id'],
+                v['help'],
+                [(n['target'], n['failureSummary'][:300]) for n in v['nodes'][:3]],
+            )
 
 
 def test_the_files_are_small():
-    size = lambda name: sum(f.stat().st_size for f in (NBS/'playground'/name).iterdir())
+    size = lambda name: sum(f.stat().st_size for f in (NBS / 'playground' / name).iterdir())
     assert size('adder') < 400_000 and size('chargpt') < 1_700_000
-    assert sum(f.stat().st_size for f in (NBS/'playground').glob('*.*')) < 100_000
+    assert sum(f.stat().st_size for f in (NBS / 'playground').glob('*.*')) < 100_000

@@ -1,7 +1,8 @@
 """The site as a reader gets it: no page asks another host for anything, every link leads somewhere, and everybody can read it."""
+
 import io
 from pathlib import Path
-from urllib.parse import unquote, urldefrag, urljoin
+from urllib.parse import unquote, urldefrag
 
 import matplotlib.pyplot as plt
 import pytest
@@ -16,9 +17,12 @@ LOOK = '''() => ({
         return e.textContent.match(/\\\\[(\\[]|\\\\(frac|sum|sqrt|text)\\b/g) || [] }),
 })'''
 WIDTHS = 390, 1280
-try: import axe_playwright_python
-except ImportError: AXE = None
-else: AXE = (Path(axe_playwright_python.__file__).parent/'axe.min.js').read_text(encoding='utf-8')
+try:
+    import axe_playwright_python
+except ImportError:
+    AXE = None
+else:
+    AXE = (Path(axe_playwright_python.__file__).parent / 'axe.min.js').read_text(encoding='utf-8')
 
 
 def overflow(page):
@@ -67,7 +71,9 @@ COLOURS = ['color-contrast', 'link-in-text-block']
 def barriers(page):
     "What axe finds on the page that is open: all rules in light mode, those on colours also in dark mode."
     page.set_viewport_size(dict(width=WIDTHS[1], height=900))
-    judge = lambda **options: page.evaluate('options => axe.run(document, options)', dict(options, resultTypes=['violations']))['violations']
+    judge = lambda **options: page.evaluate(
+        'options => axe.run(document, options)', dict(options, resultTypes=['violations'])
+    )['violations']
     found = dict(light=[], dark=[])
     for scheme in found:
         if scheme == 'dark':
@@ -97,32 +103,47 @@ def pages(site, docs, browser):
             'pageerror': lambda e: facts['console'].append(str(e)),
             'request': lambda r: facts['requests'].append(r.url),
             'requestfailed': lambda r: facts['failed'].append(r.url),
-            'response': lambda r: r.status >= 400 and facts['failed'].append(r.url)}
-        for event, handler in handlers.items(): page.on(event, handler)
+            'response': lambda r: r.status >= 400 and facts['failed'].append(r.url),
+        }
+        for event, handler in handlers.items():
+            page.on(event, handler)
         page.set_viewport_size(dict(width=WIDTHS[1], height=900))
-        page.goto(site + name, wait_until='networkidle' if name.startswith('playground') else 'load')
+        page.goto(
+            site + name, wait_until='networkidle' if name.startswith('playground') else 'load'
+        )
         facts.update(page.evaluate(LOOK), wide=overflow(page))
         page.set_viewport_size(dict(width=WIDTHS[0], height=800))
         facts['narrow'] = overflow(page)
-        for event, handler in handlers.items(): page.remove_listener(event, handler)
-        if AXE: facts.update(barriers(page))
+        for event, handler in handlers.items():
+            page.remove_listener(event, handler)
+        if AXE:
+            facts.update(barriers(page))
     context.close()
     return found
 
 
 def test_all_chapters_are_there(pages, docs):
-    sources = {p.stem for p in (Path(__file__).parents[1]/'nbs').glob('*.ipynb')}
+    sources = {p.stem for p in (Path(__file__).parents[1] / 'nbs').glob('*.ipynb')}
     assert sources <= {Path(name).stem for name in pages}
-    llms = (docs/'llms.txt').read_text(encoding='utf-8')
-    assert not [s for s in sources if f'{s}.llms.md' not in llms or not (docs/f'{s}.llms.md').exists()]
+    llms = (docs / 'llms.txt').read_text(encoding='utf-8')
+    assert not [
+        s for s in sources if f'{s}.llms.md' not in llms or not (docs / f'{s}.llms.md').exists()
+    ]
 
 
 def test_no_errors_in_the_console_and_no_failed_requests(pages):
-    assert not {name: f['console'] + f['failed'] for name, f in pages.items() if f['console'] or f['failed']}
+    assert not {
+        name: f['console'] + f['failed'] for name, f in pages.items() if f['console'] or f['failed']
+    }
 
 
 def test_nothing_is_fetched_from_another_host(pages, site):
-    other = {url for f in pages.values() for url in f['requests'] if not url.startswith((site, 'data:', 'blob:'))}
+    other = {
+        url
+        for f in pages.values()
+        for url in f['requests']
+        if not url.startswith((site, 'data:', 'blob:'))
+    }
     assert not other
     assert all(f['requests'] for f in pages.values())
 
@@ -131,10 +152,16 @@ def test_every_internal_link_leads_somewhere(pages, site, docs):
     broken = []
     for name, facts in pages.items():
         for link in set(facts['links']):
-            if not link.startswith(site): continue
+            if not link.startswith(site):
+                continue
             url, anchor = urldefrag(link)
             target = unquote(url.split('?')[0].removeprefix(site)) or 'index.html'
-            if not (docs/target).is_file() or anchor and target in pages and unquote(anchor) not in pages[target]['ids']:
+            if (
+                not (docs / target).is_file()
+                or anchor
+                and target in pages
+                and unquote(anchor) not in pages[target]['ids']
+            ):
                 broken.append(f'{name} -> {target}#{anchor}')
     assert not broken
 
@@ -146,11 +173,17 @@ def test_names_lead_to_their_definitions(pages, site):
 
 def test_each_chapter_opens_in_colab_and_shows_its_source(pages):
     for name, facts in pages.items():
-        if not name[:2].isdigit() and name != 'playground.html': continue
+        if not name[:2].isdigit() and name != 'playground.html':
+            continue
         notebook = f'/mingpt-nb/mingpt_nb/blob/main/nbs/{Path(name).stem}.ipynb'
         assert 'https://github.com' + notebook in facts['links'], name
-        runs = name not in ('playground.html', '93_glossary.html')               # no code in view, so nothing to run in Colab
-        assert ('https://colab.research.google.com/github' + notebook in facts['links']) == runs, name
+        runs = name not in (
+            'playground.html',
+            '93_glossary.html',
+        )  # no code in view, so nothing to run in Colab
+        assert ('https://colab.research.google.com/github' + notebook in facts['links']) == runs, (
+            name
+        )
 
 
 def test_every_image_has_alt_text(pages):
@@ -158,14 +191,23 @@ def test_every_image_has_alt_text(pages):
 
 
 def test_headings_do_not_skip_levels(pages):
-    skips = [(name, text) for name, f in pages.items() for (a, _), (b, text) in zip([[0, '']] + f['headings'], f['headings']) if b > a + 1]
+    skips = [
+        (name, text)
+        for name, f in pages.items()
+        for (a, _), (b, text) in zip([[0, '']] + f['headings'], f['headings'])
+        if b > a + 1
+    ]
     assert not skips
-    assert not {name: f['headings'] for name, f in pages.items() if [level for level, _ in f['headings']].count(1) != 1}
+    assert not {
+        name: f['headings']
+        for name, f in pages.items()
+        if [level for level, _ in f['headings']].count(1) != 1
+    }
 
 
 def test_formulas_are_mathml(pages, docs):
     assert not {name: f['raw'] for name, f in pages.items() if f['raw']}
-    assert '<math' in (docs/'01_attention.html').read_text(encoding='utf-8')
+    assert '<math' in (docs / '01_attention.html').read_text(encoding='utf-8')
 
 
 def ink(element):
@@ -179,8 +221,12 @@ def test_roots_are_drawn_on_machines_without_a_font_for_mathematics(pages, site,
     for name in '01_attention.html', '02_model.html':
         page.goto(site + name)
         page.evaluate('document.fonts.ready')
-        assert page.evaluate("getComputedStyle(document.querySelector('math')).fontFamily").startswith('"Book Math"')
-        assert 'loaded' in page.evaluate("[...document.fonts].filter(f => f.family.includes('Book Math')).map(f => f.status)")
+        assert page.evaluate(
+            "getComputedStyle(document.querySelector('math')).fontFamily"
+        ).startswith('"Book Math"')
+        assert 'loaded' in page.evaluate(
+            "[...document.fonts].filter(f => f.family.includes('Book Math')).map(f => f.status)"
+        )
         root = page.locator('main msqrt').first
         content = root.locator('xpath=./*').first
         assert ink(root) > 1.3 * ink(content) > 0, name
@@ -212,5 +258,7 @@ def test_axe_finds_no_serious_barrier(pages, scheme):
     for name, facts in pages.items():
         for v in facts[scheme]:
             if v['impact'] in ('serious', 'critical'):
-                found.setdefault(f"{v['id']}: {v['help']}", []).extend((name, n['target'], n['failureSummary'][:200]) for n in v['nodes'][:3])
+                found.setdefault(f"{v['id']}: {v['help']}", []).extend(
+                    (name, n['target'], n['failureSummary'][:200]) for n in v['nodes'][:3]
+                )
     assert not found

@@ -2,6 +2,7 @@
 
 All chapters take minutes: `make twice` runs them, and `make portable` does. The test suite tries the quick ones, and looks for what
 has gone wrong before in the others."""
+
 import ast
 import os
 import subprocess
@@ -10,16 +11,26 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
 from processes import STRICT
 
 ROOT = Path(__file__).parents[1]
-CHAPTERS = sorted((ROOT/'nbs').glob('*.ipynb'))
+CHAPTERS = sorted((ROOT / 'nbs').glob('*.ipynb'))
 
 
 def twice(*paths):
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': ','.join(STRICT), 'OMP_NUM_THREADS': '1'}
-    return subprocess.run([sys.executable, ROOT/'tests/twice.py', *paths], cwd=ROOT, env=env, capture_output=True, text=True)
+    env = {
+        **os.environ,
+        'PYTHONPATH': str(ROOT),
+        'PYTHONWARNINGS': ','.join(STRICT),
+        'OMP_NUM_THREADS': '1',
+    }
+    return subprocess.run(
+        [sys.executable, ROOT / 'tests/twice.py', *paths],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.slow
@@ -30,15 +41,18 @@ def test_every_chapter_runs_twice_in_one_kernel(path):
 
 
 def test_quick_chapters_run_twice_in_one_kernel():
-    done = twice(ROOT/'nbs/90_utils.ipynb', ROOT/'nbs/95_checks.ipynb')
+    done = twice(ROOT / 'nbs/90_utils.ipynb', ROOT / 'nbs/95_checks.ipynb')
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
 
 
 def test_a_cell_that_works_only_once_is_found(tmp_path):
-    cells = [nbformat.v4.new_code_cell(s) for s in ("assert 'left' not in globals(), 'left behind'", 'left = True')]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path/'once.ipynb')
-    done = twice(tmp_path/'once.ipynb')
+    cells = [
+        nbformat.v4.new_code_cell(s)
+        for s in ("assert 'left' not in globals(), 'left behind'", 'left = True')
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / 'once.ipynb')
+    done = twice(tmp_path / 'once.ipynb')
     assert done.returncode == 1 and 'AssertionError: left behind' in done.stderr
 
 
@@ -58,9 +72,13 @@ def calls(source):
 def test_a_chapter_that_ends_without_gradients_switches_them_on_where_it_trains(path):
     cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
     found = [(call, source) for source in cells for call in calls(source)]
-    on = not any(call == 'torch.set_grad_enabled(False)' for call, _ in found)          # else a second run starts without
+    on = not any(
+        call == 'torch.set_grad_enabled(False)' for call, _ in found
+    )  # else a second run starts without
     for call, source in found:
         if call.startswith('torch.set_grad_enabled('):
             on = call == 'torch.set_grad_enabled(True)'
         trains = call.split('(')[0].endswith('.backward')
-        assert not trains or on or 'torch.enable_grad()' in source, f'run again, this cell finds gradients off:\n{source}'
+        assert not trains or on or 'torch.enable_grad()' in source, (
+            f'run again, this cell finds gradients off:\n{source}'
+        )

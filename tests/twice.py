@@ -1,5 +1,7 @@
 "twice.py NOTEBOOK ...: run all cells of each notebook, and then all of them again in the same kernel, as 'Run all' does."
-import sys, time
+
+import sys
+import time
 from pathlib import Path
 
 from execnb.shell import CaptureShell
