@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 # %% ../nbs/04_adder.ipynb #e12b847d
 from .checks import as_integer
-from .files import as_path
+from .weights import as_path
 from .model import GPT
 from .trainer import Trainer, collate, save_model
 from mingpt_nb.utils import (

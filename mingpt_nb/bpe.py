@@ -27,7 +27,7 @@ from pathlib import Path
 
 # %% ../nbs/00_bpe.ipynb #f29f3c01
 import mingpt_nb
-from mingpt_nb.files import (
+from mingpt_nb.weights import (
     TOKENIZER_FILES,
     about,
     added_tokens,

@@ -32,7 +32,7 @@ from mingpt_nb.data import (
     split,
     write_ids,
 )
-from .files import as_path, expand
+from .weights import as_path, expand
 from .model import GPT
 from .trainer import Trainer, save_model
 from .utils import CfgNode, ConfigError, cli, hold, pick_dtype, say, set_seed

@@ -35,7 +35,7 @@ from torch.utils._pytree import tree_leaves
 
 # %% ../nbs/07_checkpoints.ipynb #6df6c196
 from .data import file_digest
-from .files import as_path, read_json, writing
+from .weights import as_path, read_json, writing
 from .gpt2 import save_pretrained
 from .trainer import load_model, save_model
 from .utils import CfgNode, ConfigError, make_folder, mute, need, patch, say

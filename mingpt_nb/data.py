@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 # %% ../nbs/91_data.ipynb #075f6d1c
 from .bpe import pick_special, slices
-from .files import as_path
+from .weights import as_path
 
 # %% ../nbs/91_data.ipynb #bf84f9cd
 def english() -> str:

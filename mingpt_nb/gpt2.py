@@ -40,7 +40,7 @@ from mingpt_nb.checks import (
     check_logits,
     check_sampling,
 )
-from .files import TOKENIZER_FILES, about, as_path, misfits, read_json, write_model
+from .weights import TOKENIZER_FILES, about, as_path, misfits, read_json, write_model
 from .model import ACTIVATIONS, GPT, default_config
 from .trainer import described, load_model, sized
 from mingpt_nb.utils import (

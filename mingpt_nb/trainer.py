@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from .bpe import check_fit, load_tokenizer
 from .checks import as_integer, as_number
 from .data import tokenizer_print
-from .files import about, as_path, misfits, read_json, write_model
+from .weights import about, as_path, misfits, read_json, write_model
 from .model import GPT, count_params, resolve_config
 from mingpt_nb.utils import (
     Bar,

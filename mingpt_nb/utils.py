@@ -33,7 +33,7 @@ from pathlib import Path
 
 from . import __version__
 from .checks import as_python
-from .files import as_path, expand
+from .weights import as_path, expand
 
 # %% ../nbs/90_utils.ipynb #fdb411c2
 import numpy as np
