@@ -21,7 +21,6 @@ from .attention import CausalSelfAttention, KVCache
 from mingpt_nb.checks import (
     as_integer,
     as_number,
-    as_python,
     check_allowed,
     check_idx,
     check_logits,
@@ -29,7 +28,7 @@ from mingpt_nb.checks import (
     check_stops,
     check_targets,
 )
-from .utils import CfgNode, ConfigError, evaluating, patch, plain_name
+from .utils import CfgNode, ConfigError, as_python, evaluating, patch, plain_name
 
 # %% ../nbs/02_model.ipynb #fafb7575
 class NewGELU(nn.Module):
