@@ -388,6 +388,11 @@ def check_wrappers(self: Engine):
         raise ConfigError(
             "the model is cut in slices already: give the trainer the model itself, and parallel='fsdp'"
         )
+    if self.trainer.config.parallel == 'fsdp' and not isinstance(self.trainer.model, GPT):
+        raise ConfigError(
+            f"parallel='fsdp' takes a GPT, whose whole copy can be made from its config, not a "
+            f'{type(self.trainer.model).__name__}'
+        )
     if self.in_ddp() and self.trainer.config.parallel == 'fsdp':
         raise ConfigError(
             "the model is in DistributedDataParallel: give the trainer the model itself for parallel='fsdp'"

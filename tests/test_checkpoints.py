@@ -37,7 +37,7 @@ from mingpt_nb.checkpoints import (
 )
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import DataError, Trainer, TrainingDiverged, save_model
-from mingpt_nb.utils import FolderInUse, cli, hold, set_seed
+from mingpt_nb.utils import ConfigError, FolderInUse, cli, hold, set_seed
 
 if os.name != 'nt':
     import pty
@@ -1227,3 +1227,107 @@ def test_what_a_trainer_does_to_its_folder_it_does_alone(tmp_path):
     assert contents(tmp_path) == before
     trainer(tmp_path, resume='auto').run()
     assert not (tmp_path / '.lock').exists()
+
+
+class Letters:
+    "Items of a text, as of a CharDataset."
+
+    def __init__(self, text):
+        self.ids = torch.tensor([ord(c) for c in text])
+
+    def __len__(self):
+        return len(self.ids) - 8
+
+    def __getitem__(self, i):
+        return self.ids[i : i + 8], self.ids[i + 1 : i + 9]
+
+
+class Bigram(torch.nn.Module):
+    "minGPT's interface, and no GPT: two names for one matrix, and a buffer."
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(128, 128)
+        self.twin = self.table
+        self.register_buffer('seen', torch.zeros((), dtype=torch.long))
+
+    def configure_optimizers(self, config):
+        return torch.optim.SGD(self.parameters(), lr=config.learning_rate, momentum=0.9)
+
+    def forward(self, idx, targets=None):
+        self.seen += 1
+        logits = self.twin(idx)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def letters_trainer(folder, text, model=None, **kwargs):
+    set_seed(3)
+    if model is None:
+        c = GPT.get_default_config()
+        c.merge_from_dict(dict(n_layer=1, n_head=2, n_embd=8, vocab_size=128, block_size=8))
+        model = GPT(c)
+    else:
+        model = model()
+    t = Trainer.get_default_config()
+    t.merge_from_dict(
+        dict(device='cpu', max_iters=10, batch_size=4, work_dir=folder, checkpoint_every=5)
+        | dict(learning_rate=0.1, log_every=1, progress=False, resume='auto')
+        | kwargs
+    )
+    trainer = Trainer(t, model, Letters(text))
+    trainer.steps = []
+    trainer.add_callback('on_batch_end', lambda t: t.steps.append(t.iter_num))
+    return trainer
+
+
+def test_another_text_of_the_same_length_is_another_run(tmp_path):
+    first, second = 'to be or not to be ' * 40, 'or not to be to be ' * 40
+    letters_trainer(tmp_path, first).run()
+    other = letters_trainer(tmp_path, second, max_iters=20)
+    with pytest.raises(OtherRun, match=r'train_dataset\[\d+\] is another item than it was'):
+        other.run()
+    assert other.iter_num == 0
+    again = letters_trainer(tmp_path, first, max_iters=20)
+    again.run()
+    assert len(again.steps) == 10
+
+
+def test_a_checkpoint_that_does_not_know_its_data_goes_on(tmp_path):
+    letters_trainer(tmp_path, 'to be or not to be ' * 40).run()
+    file = checkpoints(tmp_path)[-1] / 'trainer.json'
+    state = json.loads(file.read_text())
+    del state['settings']['data']
+    file.write_text(json.dumps(state))
+    sums = file.with_name('SHA256SUMS')
+    new = hashlib.sha256(file.read_bytes()).hexdigest()
+    sums.write_text(re.sub(r'\w+(?=  trainer.json)', new, sums.read_text()))
+    again = letters_trainer(tmp_path, 'or not to be to be ' * 40, max_iters=20)
+    again.run()
+    assert len(again.steps) == 10
+
+
+def test_a_model_that_is_no_gpt_is_trained_saved_and_resumed_to_the_same_bits(tmp_path):
+    text = 'to be or not to be ' * 40
+    straight = letters_trainer(tmp_path / 'straight', text, Bigram, max_iters=20)
+    straight.run()
+    letters_trainer(tmp_path / 'cut', text, Bigram).run()
+    again = letters_trainer(tmp_path / 'cut', text, Bigram, max_iters=20)
+    again.run()
+    assert len(again.steps) == 10 and again.history == straight.history
+    for name, t in again.model.state_dict().items():
+        assert torch.equal(t, straight.model.state_dict()[name]), name
+    saved = load_file(checkpoints(tmp_path / 'cut')[-1] / 'model.safetensors')
+    assert sorted(saved) == ['seen', 'table.weight'] and saved['seen'] == 20
+    with pytest.raises(OtherRun, match='model'):
+        letters_trainer(tmp_path / 'cut', text).run()
+    with pytest.raises(ValueError, match='config.json'):
+        find_and_load(tmp_path / 'cut')
+
+
+def find_and_load(folder):
+    return mingpt_nb.checkpoints.load_model(find_model(folder))
+
+
+def test_slices_are_for_a_gpt(tmp_path):
+    with pytest.raises(ConfigError, match="parallel='fsdp' takes a GPT, .* not a Bigram"):
+        letters_trainer(tmp_path, 'to be or not to be ' * 40, Bigram, parallel='fsdp').run()
