@@ -10,6 +10,7 @@ __all__ = ['code_points', 'id_table', 'encode_text', 'CharDataset', 'file_tokeni
 
 # %% ../nbs/06_chargpt.ipynb #f3f02639
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from mingpt_nb.data import (
 from .weights import as_path, expand
 from .model import GPT
 from .trainer import Trainer, save_model
-from .utils import CfgNode, ConfigError, cli, hold, pick_dtype, say, set_seed
+from .utils import CfgNode, ConfigError, RunError, cli, hold, pick_dtype, say, set_seed
 
 # %% ../nbs/06_chargpt.ipynb #7be84070
 def code_points(text: str) -> np.ndarray:
@@ -306,6 +307,7 @@ class Watch:
     def __init__(self, folder, **sample):  # sample: prompt, length, ..., for `write_text`
         self.folder, self.sample = as_path(folder), sample
         self.best, self.step = float('inf'), None
+        self.lost = {}  # held-out loss of each model that the disk did not take: why
 
     def __call__(self, trainer):
         row, tokenizer = trainer.history[-1], trainer.train_dataset.tokenizer
@@ -315,14 +317,18 @@ class Watch:
         say(f'step {row["iter"] + 1}: held-out loss {_both(loss)}')
         self.recall(trainer.history[:-1])  # a resumed run has a past
         if loss < self.best:
-            save_model(trainer.model, self.folder, tokenizer)
+            try:
+                save_model(trainer.model, self.folder, tokenizer)
+            except OSError as e:
+                self.lost[loss] = e
+                warnings.warn(f'{e}. The run goes on without this model', stacklevel=2)
         self.recall(trainer.history)
         say(write_text(trainer.model, tokenizer, **self.sample), end='\n\n')
 
     def recall(self, history):
         "Take the lowest held-out loss so far, and the steps that it took, from the history."
         for row in history:
-            if row.get('eval_loss', self.best) < self.best:
+            if row.get('eval_loss', self.best) < self.best and row['eval_loss'] not in self.lost:
                 self.best, self.step = row['eval_loss'], row['iter'] + 1
 
 
@@ -347,6 +353,9 @@ def report(
         say(f'{name} loss: {_both(loss)}')
     say(f'model of step {watch.step}: {watch.folder}')
     save_plot(trainer, folder, chance=float(np.log(trainer.train_dataset.vocab_size)))
+    if min(watch.lost, default=watch.best) < watch.best:
+        why = watch.lost[min(watch.lost)]
+        raise RunError(f'the best model, of held-out loss {min(watch.lost):.3f}, is lost: {why}')
 
 # %% ../nbs/06_chargpt.ipynb #86cb1f44
 def main(
