@@ -179,6 +179,7 @@ def right_digits(
     max_items: int = None,  # mark the first so many; None: all
 ):
     "Which digits of its own answers are right: bool (N, digits of the answer), in the order in which they are written."
+    max_items = as_integer('max_items', max_items, low=1, optional=True)
     device, ids, right = next(model.parameters()).device, range(len(data))[:max_items], []
     for i in range(0, len(ids), 1000):
         x, y = data.__getitems__(ids[i : i + 1000])

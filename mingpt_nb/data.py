@@ -620,8 +620,9 @@ class TokenDataset:
     def __init__(
         self, ids, block_size: int, tokenizer=None
     ):  # ids: a token file, by path or open, or an array with its tokenizer
-        if block_size < 1:
-            raise ValueError(f'block_size must be 1 or more, got {block_size}')
+        if block_size < 1 or block_size != int(block_size):
+            raise ValueError(f'block_size must be a whole number of 1 or more, got {block_size}')
+        block_size = int(block_size)
         if isinstance(ids, (str, Path)):
             ids = TokenFile(ids, tokenizer)
         self.block_size, self.tokenizer = block_size, tokenizer or getattr(ids, 'tokenizer', None)

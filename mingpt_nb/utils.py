@@ -339,6 +339,11 @@ def setup_logging(
         level=logging.INFO, format='%(message)s'
     )  # does nothing where logging is set up already
     folder, words = make_folder(config.system.work_dir), ' '.join(sys.argv)
+    if (folder / 'SHA256SUMS').exists():
+        raise ConfigError(
+            f'work_dir={str(folder)!r} is a checkpoint, whose config.json would be lost: '
+            'take the folder of its run, or another'
+        )
     try:
         (folder / 'args.txt').write_text(
             words, encoding='utf-8', errors='backslashreplace'
