@@ -5,10 +5,19 @@ BIN := .venv/bin
 STRICT := error,default:Guards may run slower on Python,default:Skipping overload body check due to a known CPython,default:CUDA initialization,default:Can't initialize NVML,default:Failed to initialize NumPy
 META := settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test chapters check twice portable avx2 bench docs smalldocs preview readme outputs clean
+.PHONY: demo lint format test chapters check twice portable avx2 bench docs smalldocs preview readme outputs clean
 
 demo: .venv/demo  ## train a GPT to add, and test it
 	$(BIN)/mingpt-nb adder
+
+CODE := nbs tests benchmarks setup.py
+lint: .venv/dev  ## is all code, that of the notebooks too, written as pyproject.toml says?
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+format: .venv/dev  ## write it so, as far as that can be done without thinking
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
 
 # Chapters run side by side, and the threads that torch starts in each would fight over the same cores. They run in a copy, where
 # their outputs are kept for `make check`. ONLY takes some of them, as in ONLY='0[467]_'.
@@ -20,7 +29,7 @@ chapters: .venv/dev  ## run all chapters, in the folder RUN
 	PYTHONWARNINGS="$(STRICT)" $(BIN)/nbdev-test $(RUN) --file-re '$(ONLY)' --save --timing
 
 test: export OMP_NUM_THREADS = 1
-test: chapters  ## run all chapters, then the tests
+test: lint chapters  ## look at the code, run all chapters, then the tests
 	$(BIN)/pytest -q -n auto
 
 check: .venv/dev  ## after make test: did the chapters print what the pages show?

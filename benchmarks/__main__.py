@@ -1,12 +1,13 @@
 """Run all benchmarks on this machine, and write what they found.
 
     python benchmarks                    # `make bench`: under 20 minutes
-    python benchmarks --only bpe start   # these alone; the rows of the others are kept from the last time
+    python benchmarks --only bpe start   # these alone; the rows of the others are kept
     python benchmarks --tiny --out DIR   # the smallest sizes: does it run?
-    python benchmarks --only generate train --busy --rounds 3    # beside other programs: processor time, no limits
+    # beside other programs: processor time, no limits
+    python benchmarks --only generate train --busy --rounds 3
 
-Writes results/MACHINE.json, a table in results/MACHINE.md and pictures beside it. Each script has a process of its own and a limit of time; the
-rows that it had written when the time was up count.
+Writes results/MACHINE.json, a table in results/MACHINE.md and pictures beside it. Each script has a
+process of its own and a limit of time; the rows that it had written when the time was up count.
 """
 
 import argparse
@@ -42,7 +43,8 @@ TOTAL = 19 * 60  # seconds for all of them
 
 
 def load():
-    "Programs that ran or waited for a core, on average over the last minute; None where the system does not tell."
+    """Programs that ran or waited for a core, on average over the last minute; None where the
+    system does not tell."""
     return round(os.getloadavg()[0], 2) if hasattr(os, 'getloadavg') else None
 
 
@@ -72,8 +74,9 @@ def machine():
 
 def run(name, tiny, deadline, busy=()):
     """
-    The rows of one script, with its command, seconds and the load around it; `failed` says what went wrong. `busy`: options for a machine
-    that others use too, where threads that wait must not spin, and no limit of time holds.
+    The rows of one script, with its command, seconds and the load around it; `failed` says what
+    went wrong. `busy`: options for a machine that others use too, where threads that wait must not
+    spin, and no limit of time holds.
     """
     script, limit = PLAN[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +132,8 @@ def main():
     parser.add_argument(
         '--busy',
         nargs=argparse.REMAINDER,
-        help='others use the machine too: processor time, no limits; options for the scripts may follow',
+        help='others use the machine too: processor time, no limits; '
+        'options for the scripts may follow',
     )
     parser.add_argument(
         '--out', default=HERE / 'results', type=Path, help='folder for what is written'

@@ -1,11 +1,15 @@
-"""Time to add: our `mingpt_nb.adder` against the naive loop, to 99% of the held-out 2-digit problems, in one run.
+"""Time to add: our `mingpt_nb.adder` against the naive loop, to 99% of the held-out 2-digit
+problems, in one run.
 
     python benchmarks/adder.py [--ndigit 2] [--rounds 5] [--threads 1]
 
-The naive version does what a direct implementation does: attention written out with a mask and a softmax for each head's scores, problems made
-one by one from text, AdamW with a constant learning rate of 5e-4, dropout 0.1, batches of 64. Both have the same sizes (gpt-nano),
-problems and test. Ours has its default settings. Both are marked every 100 steps, the marking not being timed, until they reach 99% or give up. The runs take turns, a seed for each round. Each has a process of its own; the first row counts from the
-start of that process, imports included, the second the training alone.
+The naive version does what a direct implementation does: attention written out with a mask and a
+softmax for each head's scores, problems made one by one from text, AdamW with a constant learning
+rate of 5e-4, dropout 0.1, batches of 64. Both have the same sizes (gpt-nano), problems and test.
+Ours has its default settings. Both are marked every 100 steps, the marking not being timed, until
+they reach 99% or give up. The runs take turns, a seed for each round. Each has a process of its
+own; the first row counts from the start of that process, imports included, the second the training
+alone.
 """
 
 import contextlib
@@ -106,7 +110,8 @@ class NaiveDataset(Dataset):
 
 
 def naive(ndigit, seed, target, max_steps):
-    "Seconds of training and steps until `target` of the held-out problems are right, and the accuracy reached."
+    """Seconds of training and steps until `target` of the held-out problems are right, and the
+    accuracy reached."""
     set_seed(seed)
     data, test = NaiveDataset(ndigit, 'train'), AdditionDataset(CfgNode(ndigit=ndigit), 'test')
     model = NaiveGPT(3 * ndigit).train()
@@ -177,7 +182,8 @@ def ours(ndigit, seed, target, max_steps):
 
 
 def in_own_process(name, seed, args):
-    "(seconds from its start, seconds of training, steps, share of the held-out problems that are right)"
+    """(seconds from its start, seconds of training, steps, share of the held-out problems that are
+    right)"""
     start = time.perf_counter()
     argv = [
         sys.executable,
@@ -223,9 +229,8 @@ def rows(args):
         for name in runs:
             runs[name].append(in_own_process(name, seed, args))
             print(
-                'seed {}, {:9} {:5.1f} s from the start, {:5.1f} s training, {} steps, {:.1%} right'.format(
-                    seed, name, *runs[name][-1]
-                ),
+                'seed {}, {:9} {:5.1f} s from the start, {:5.1f} s training, {} steps, '
+                '{:.1%} right'.format(seed, name, *runs[name][-1]),
                 flush=True,
             )
     for i, what in enumerate(['adder to 99%, from process start', 'adder to 99%, training alone']):

@@ -1,9 +1,12 @@
-"""A GPT without calls of modules, for writing text: in a small model much of a token's time is Python, which looks for hooks and names.
+"""A GPT without calls of modules, for writing text: in a small model much of a token's time is
+Python, which looks for hooks and names.
 
-    python benchmarks/bare.py [--rounds 9]            # ms per token of 6 layers 192 wide, batch 1, with modules and without
+    # ms per token of 6 layers 192 wide, batch 1, with modules and without
+    python benchmarks/bare.py [--rounds 9]
 
-`BareGPT(model)` looks everything up once, and computes the same numbers. What is skipped must not be missed: people hang hooks on modules,
-put a layer of their own in the place of one, or replace a `forward`. So whatever is not as chapters 01 and 02 define it is called as before.
+`BareGPT(model)` looks everything up once, and computes the same numbers. What is skipped must not
+be missed: people hang hooks on modules, put a layer of their own in the place of one, or replace a
+`forward`. So whatever is not as chapters 01 and 02 define it is called as before.
 """
 
 from functools import partial
@@ -19,7 +22,8 @@ from mingpt_nb.model import ACTIVATIONS, GPT, MLP, Block
 
 
 def bare(m, product=F.linear):
-    "The module `m`, in eval mode, as a function that calls no module. With hooks, or of another class, it comes back as it is."
+    """The module `m`, in eval mode, as a function that calls no module. With hooks, or of another
+    class, it comes back as it is."""
     kind = type(m)
     if not untouched(m):
         return m
@@ -51,13 +55,15 @@ FORWARDS = {
 
 
 def untouched(m):
-    "Whether `m` is of a class named here, with the `forward` that its class had at first, and no hooks."
+    """Whether `m` is of a class named here, with the `forward` that its class had at first, and no
+    hooks."""
     own_forward = 'forward' in vars(m) or FORWARDS.get(type(m)) is not type(m).forward
     return not own_forward and not m._forward_hooks and not m._forward_pre_hooks
 
 
 def bare_block(block, product):
-    "The block on one screen. torch maps rows (B * T, C) faster than rows of rows, so the batch is unfolded for attention only."
+    """The block on one screen. torch maps rows (B * T, C) faster than rows of rows, so the batch is
+    unfolded for attention only."""
     a, m = block.attn, block.mlp
     parts = block.ln_1, a.c_attn, a.c_proj, block.ln_2, m.c_fc, m.act, m.c_proj
     norm_1, c_attn, c_proj, norm_2, fc, act, proj = (bare(part, product) for part in parts)
@@ -78,7 +84,8 @@ def bare_block(block, product):
 
 
 class BareGPT:
-    "What generation needs of a GPT, with functions in the place of modules. A model whose three methods are not these is used as it is."
+    """What generation needs of a GPT, with functions in the place of modules. A model whose three
+    methods are not these is used as it is."""
 
     embed, hidden, next_logits = GPT.embed, GPT.hidden, GPT.next_logits
 

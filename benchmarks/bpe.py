@@ -1,14 +1,17 @@
-"""Speed of mingpt_nb.bpe against tiktoken and Hugging Face tokenizers: the same text, one process, one thread, cold caches.
+"""Speed of mingpt_nb.bpe against tiktoken and Hugging Face tokenizers: the same text, one process,
+one thread, cold caches.
 
-    python benchmarks/bpe.py                   # ten MB of English from the docstrings of the installed packages
+    # ten MB of English from the docstrings of the installed packages
+    python benchmarks/bpe.py
     python benchmarks/bpe.py --file book.txt   # the first ten MB of a UTF-8 text of yours
     python benchmarks/bpe.py --load            # count the making of each encoder too
 
-Each round makes a new encoder, so no cache survives; the encoders take turns. The seconds are those of the processor
-(time.process_time), all threads together, so that other programs on the machine disturb less. The ids must be equal, or the script
-fails. Without --file the English text is the manual behind help() and the docstrings of the standard library and of site-packages, each
-docstring once: technical prose, rich in names, which is harder on a cache than novels are. Its characters are ASCII in the first
-row, as they come in the second. Decoding is of the ids of the second text.
+Each round makes a new encoder, so no cache survives; the encoders take turns. The seconds are those
+of the processor (time.process_time), all threads together, so that other programs on the machine
+disturb less. The ids must be equal, or the script fails. Without --file the English text is the
+manual behind help() and the docstrings of the standard library and of site-packages, each docstring
+once: technical prose, rich in names, which is harder on a cache than novels are. Its characters are
+ASCII in the first row, as they come in the second. Decoding is of the ids of the second text.
 """
 
 import ast
@@ -102,7 +105,8 @@ def made_up(size, seed=0):
 
 
 def makers():
-    "{name: function that makes a new encoder and returns (encode, how to read the ids from what it returns, decode)}"
+    """{name: function that makes a new encoder and returns (encode, how to read the ids from what
+    it returns, decode)}"""
     ours = get_encoder()
     ranks = {b: i for i, b in ours.token_bytes.items() if i not in ours.special_tokens.values()}
     merges = list(ours.bpe_ranks)

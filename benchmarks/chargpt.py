@@ -1,15 +1,18 @@
-"""Time to a held-out loss of 1.88 on tiny Shakespeare: our `mingpt_nb.chargpt` against a plain loop with nanoGPT's CPU settings, in one run.
+"""Time to a held-out loss of 1.88 on tiny Shakespeare: our `mingpt_nb.chargpt` against a plain loop
+with nanoGPT's CPU settings, in one run.
 
-    python benchmarks/chargpt.py steps    [--threads 1]            seconds per step, one change added at a time, alternating
-    python benchmarks/chargpt.py losses   [--threads 1]            held-out loss after training, one change added at a time
-    python benchmarks/chargpt.py sizes    [--threads 1]            loss, time and text of three model sizes with the command's settings
-    python benchmarks/chargpt.py files    [--mb 200]       MB/s and peak memory of reading a large file
+    python benchmarks/chargpt.py steps  [--threads 1]  s per step, one change added at a time
+    python benchmarks/chargpt.py losses [--threads 1]  held-out loss after training, the same
+    python benchmarks/chargpt.py sizes  [--threads 1]  loss, time, text of three model sizes
+    python benchmarks/chargpt.py files  [--mb 200]     MB/s, peak memory of reading a large file
 
-All models of `steps` and `losses` have 4 layers, 4 heads, width 128, windows of 64, batches of 12, tied embeddings, no dropout. The plain loop:
-windows cut one by one and stacked, linear layers and norms without biases, AdamW as torch makes it without being asked (a loop over the parameters),
-rate 1e-3 after 100 steps of warm-up, cosine to 1e-4 over 2000 steps, betas 0.9 and 0.99, clipping at 1, the loss read at every step. Times are CPU time
-of the process (equal to elapsed time on an idle machine with one thread) and elapsed time; medians. The loss is measured at 4800 windows spread evenly over the
-last tenth of the text, not timed.
+All models of `steps` and `losses` have 4 layers, 4 heads, width 128, windows of 64, batches of 12,
+tied embeddings, no dropout. The plain loop: windows cut one by one and stacked, linear layers and
+norms without biases, AdamW as torch makes it without being asked (a loop over the parameters), rate
+1e-3 after 100 steps of warm-up, cosine to 1e-4 over 2000 steps, betas 0.9 and 0.99, clipping at 1,
+the loss read at every step. Times are CPU time of the process (equal to elapsed time on an idle
+machine with one thread) and elapsed time; medians. The loss is measured at 4800 windows spread
+evenly over the last tenth of the text, not timed.
 """
 
 import math
@@ -230,7 +233,8 @@ def clock(f):
 
 
 def steps(args):
-    "On CPython's help texts, which need no download: which text it is makes no difference to the time."
+    """On CPython's help texts, which need no download: which text it is makes no difference to the
+    time."""
     data, n = CharDataset(CfgNode(block_size=T), english()), 1 if args.tiny else 5
     loops = {rung: Loop(i, data) for i, rung in enumerate(RUNGS)}
     times = alternate(
@@ -298,10 +302,15 @@ def sizes(args):
 def files(args):
     "Each file in a process of its own, so that its peak of memory is its own."
     code = (
-        'import resource, sys, time; from mingpt_nb.chargpt import *; from mingpt_nb.utils import CfgNode; a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; t = time.process_time(); '
-        'tok = file_tokenizer(sys.argv[1]); u = time.process_time(); ids = encode_file(sys.argv[1], tok, sys.argv[2]); v = time.process_time(); '
-        'd = CharDataset(CfgNode(block_size=128), ids, tok); d.__getitems__(range(0, len(d), len(d) // 64)); '
-        'print(u - t, v - u, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - a) / 1024, len(d))'
+        'import resource, sys, time; from mingpt_nb.chargpt import *; '
+        'from mingpt_nb.utils import CfgNode; '
+        'peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; '
+        'a = peak(); t = time.process_time(); '
+        'tok = file_tokenizer(sys.argv[1]); u = time.process_time(); '
+        'ids = encode_file(sys.argv[1], tok, sys.argv[2]); v = time.process_time(); '
+        'd = CharDataset(CfgNode(block_size=128), ids, tok); '
+        'd.__getitems__(range(0, len(d), len(d) // 64)); '
+        'print(u - t, v - u, (peak() - a) / 1024, len(d))'
     )
     english, mixed = (
         fetch('tinyshakespeare').read_bytes(),

@@ -1,8 +1,10 @@
 """What the benchmarks share: turns, ratios with their spread, memory, and one command line.
 
-A script defines `rows(args)`, which yields a dict for each figure, and ends with `main(__doc__, rows)`; a script with several things to
-measure passes a dict of such functions, and the first argument picks one. Functions that are compared take turns in one process; each
-round gives one ratio, of which the row holds the median and the extremes. A ratio above 1 means that mingpt_nb is the faster one.
+A script defines `rows(args)`, which yields a dict for each figure, and ends with `main(__doc__,
+rows)`; a script with several things to measure passes a dict of such functions, and the first
+argument picks one. Functions that are compared take turns in one process; each round gives one
+ratio, of which the row holds the median and the extremes. A ratio above 1 means that mingpt_nb is
+the faster one.
 """
 
 import argparse
@@ -38,7 +40,8 @@ def cpu_name():
 
 
 def seconds(f, clock=None):
-    "Of the clock of this run: elapsed time, or with --processor-time that of all threads of the process."
+    """Of the clock of this run: elapsed time, or with --processor-time that of all threads of the
+    process."""
     clock = clock or CLOCK
     start = clock()
     f()
@@ -46,7 +49,8 @@ def seconds(f, clock=None):
 
 
 def alternate(functions, rounds, clock=None, warm=1):
-    "{name: [seconds in each round]}; the functions take turns, after `warm` calls that do not count."
+    """{name: [seconds in each round]}; the functions take turns, after `warm` calls that do not
+    count."""
     for f in functions.values():
         for _ in range(warm):
             f()
@@ -55,7 +59,8 @@ def alternate(functions, rounds, clock=None, warm=1):
 
 
 def ratios(what, times, per=1e-3, unit='ms', goal=None, **more):
-    "A row for each peer: median times in `unit`, which is `per` seconds; median and extremes of peer / ours, round by round."
+    """A row for each peer: median times in `unit`, which is `per` seconds; median and extremes of
+    peer / ours, round by round."""
     ours = times[OURS]
     for peer in times:
         if peer == OURS:
@@ -119,7 +124,8 @@ def show(row):
 
 
 def main(doc, rows, threads=2, rounds=5, **options):
-    "Read the command line, show each row as it comes, and write them all with --json. `options`: name=(default, help)."
+    """Read the command line, show each row as it comes, and write them all with --json. `options`:
+    name=(default, help)."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )

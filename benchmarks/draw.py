@@ -34,7 +34,8 @@ def markdown(result):
     )
     for name, run in result['runs'].items():
         parts.append(
-            f"## {name}\n\n`{run['command']}`, {run.get('threads', '?')} thread(s), {run['seconds']:.0f} s, "
+            f"## {name}\n\n`{run['command']}`, {run.get('threads', '?')} thread(s), "
+            f"{run['seconds']:.0f} s, "
             f"load {run['load_before']} before and {run['load_after']} after"
             + (f", {run['note']}" if 'note' in run else '')
             + (f", **{run['failed']}**" if 'failed' in run else '')
@@ -174,7 +175,8 @@ def log_ticks(axis, low, high, at_most=6):
 
 
 def bars(ax, rows, title):
-    "Horizontal bars of ratios with their extremes; a dashed line where both are equally fast, a diamond at each goal."
+    """Horizontal bars of ratios with their extremes; a dashed line where both are equally fast, a
+    diamond at each goal."""
     color = {peer: COLORS[i] for i, peer in enumerate(dict.fromkeys(r['peer'] for r in rows))}
     for i, r in enumerate(rows):
         first = not any(q['peer'] == r['peer'] for q in rows[:i])

@@ -1,9 +1,12 @@
-"""What to expect of the trainings of chapters 03 and 04: time, losses and answers with several seeds, one after the other.
+"""What to expect of the trainings of chapters 03 and 04: time, losses and answers with several
+seeds, one after the other.
 
-    python benchmarks/expect.py --json benchmarks/results/expect.json          # 3 seeds, one thread, about five minutes
+    # 3 seeds, one thread, about five minutes
+    python benchmarks/expect.py --json benchmarks/results/expect.json
     python benchmarks/expect.py --only sorting --seeds 5
 
-The sorter is made by the cells of chapter 03 themselves, the adders by `mingpt_nb.adder` with its own settings.
+The sorter is made by the cells of chapter 03 themselves, the adders by `mingpt_nb.adder` with its
+own settings.
 """
 
 import json

@@ -1,10 +1,13 @@
-"""Time per token of our `generate` and of Hugging Face's, greedy, on the same random weights, taking turns in one process.
+"""Time per token of our `generate` and of Hugging Face's, greedy, on the same random weights,
+taking turns in one process.
 
-    python benchmarks/generate.py                # GPT-2 124M in fp32 and bf16, a 6-layer 192-wide model, batches of 1 and 8
+    # GPT-2 124M in fp32 and bf16, a 6-layer 192-wide model, batches of 1 and 8
+    python benchmarks/generate.py
     python benchmarks/generate.py --only small --rounds 9
 
-At batch 1 in float32 a third one takes part, which computes all positions again for each token, as minGPT does. Beside them the
-time that reading all weights once takes on this machine, which no decoder that uses each weight for each token can beat.
+At batch 1 in float32 a third one takes part, which computes all positions again for each token, as
+minGPT does. Beside them the time that reading all weights once takes on this machine, which no
+decoder that uses each weight for each token can beat.
 """
 
 import statistics

@@ -1,4 +1,5 @@
-"""What this machine can do at most: products of large matrices in float32 and bfloat16, and reading memory.
+"""What this machine can do at most: products of large matrices in float32 and bfloat16, and reading
+memory.
 
     python benchmarks/machine.py [--threads 2]
 

@@ -1,11 +1,14 @@
-"""Ways to multiply few rows by a weight matrix, as a model does that writes text token by token, against `F.linear`.
+"""Ways to multiply few rows by a weight matrix, as a model does that writes text token by token,
+against `F.linear`.
 
-    python benchmarks/products.py                     # all products of a token: GPT-2 124M, and 6 layers 192 wide
+    # all products of a token: GPT-2 124M, and 6 layers 192 wide
+    python benchmarks/products.py
     python benchmarks/products.py shapes --only small # each shape of weights by itself
 
-Every way computes what `F.linear` computes, up to rounding, and nothing wins everywhere: which is the fastest depends on the
-processor, the shape, the number of rows and the type. The package therefore uses `F.linear`; whoever wants more speed has to
-measure on the machine at hand, as this command does. A ratio below 1 means that the other way is the faster one.
+Every way computes what `F.linear` computes, up to rounding, and nothing wins everywhere: which is
+the fastest depends on the processor, the shape, the number of rows and the type. The package
+therefore uses `F.linear`; whoever wants more speed has to measure on the machine at hand, as this
+command does. A ratio below 1 means that the other way is the faster one.
 """
 
 import platform
@@ -16,19 +19,22 @@ from torch.nn import functional as F
 
 
 def stored_in_out(x, weight, bias=None):
-    """`F.linear` on a weight that `lay_in_out` has laid out in memory as (in, out), as Hugging Face's Conv1D keeps it.
+    """`F.linear` on a weight that `lay_in_out` has laid out in memory as (in, out), as Hugging
+    Face's Conv1D keeps it.
 
-    Won: one row in float32, 124M, on two processors (24 ms for all products instead of 33, and 17 instead of 19).
-    Lost: it needs the weights in another order, or twice.
+    Won: one row in float32, 124M, on two processors (24 ms for all products instead of 33, and 17
+    instead of 19). Lost: it needs the weights in another order, or twice.
     """
     return F.linear(x, weight, bias)
 
 
 def rows_turned(x, weight, bias=None):
-    """`weight @ rows.T` in parts of at most 4 rows; a single row is copied, since a product with one column is another routine.
+    """`weight @ rows.T` in parts of at most 4 rows; a single row is copied, since a product with
+    one column is another routine.
 
-    Won: large weights in float32, up to 8 rows, on an AMD EPYC with MKL: 15 ms for all products of the 124M model instead of 33.
-    Lost: on an Intel Xeon the same took 39 ms instead of 19; bfloat16 anywhere.
+    Won: large weights in float32, up to 8 rows, on an AMD EPYC with MKL: 15 ms for all products of
+    the 124M model instead of 33. Lost: on an Intel Xeon the same took 39 ms instead of 19; bfloat16
+    anywhere.
     """
     rows = x.reshape(-1, weight.shape[1])
     n = len(rows)
@@ -43,20 +49,23 @@ def rows_turned(x, weight, bias=None):
 
 
 def multiplied_and_summed(x, weight, bias=None):
-    """`(weight * x).sum(-1)` without the table between, which PyTorch spreads over its threads. For one row, not for more.
+    """`(weight * x).sum(-1)` without the table between, which PyTorch spreads over its threads. For
+    one row, not for more.
 
-    Won: weights of 32,000 to 260,000 numbers in float32 on two threads of an AMD EPYC, by 4% to 40%.
-    Lost: with one thread (0.6 to 0.8 of the speed), and for large weights.
+    Won: weights of 32,000 to 260,000 numbers in float32 on two threads of an AMD EPYC, by 4% to
+    40%. Lost: with one thread (0.6 to 0.8 of the speed), and for large weights.
     """
     y = torch.linalg.vecdot(weight, x.unsqueeze(-2))
     return y if bias is None else y + bias
 
 
 def without_onednn(x, weight, bias=None):
-    """`F.linear` with oneDNN switched off, so that PyTorch's own product of a matrix and a vector runs.
+    """`F.linear` with oneDNN switched off, so that PyTorch's own product of a matrix and a vector
+    runs.
 
-    Won: one row in bfloat16 on an AMD EPYC, 6.7 ms for all products of the 124M model instead of 14.6.
-    Lost: more than one row (51 ms instead of 18 with eight); in float32 there is no difference.
+    Won: one row in bfloat16 on an AMD EPYC, 6.7 ms for all products of the 124M model instead of
+    14.6. Lost: more than one row (51 ms instead of 18 with eight); in float32 there is no
+    difference.
     """
     onednn = torch.backends.mkldnn
     was, onednn.enabled = onednn.enabled, False
@@ -80,7 +89,8 @@ WAYS = dict(
 
 
 def useful(way, n, dtype):
-    "Whether a way is worth a measurement with `n` rows: one that is for a single row, or for bfloat16, is not tried elsewhere."
+    """Whether a way is worth a measurement with `n` rows: one that is for a single row, or for
+    bfloat16, is not tried elsewhere."""
     single, half = n == 1, dtype == torch.bfloat16
     return dict(
         stored_in_out=True,
@@ -122,9 +132,8 @@ def compare(what, counts, n, dtype, rounds):
 
     jobs = {OURS: lambda: all_products(F.linear, weights)}
     for name, way in ways.items():
-        jobs[name] = lambda way=way, mine=laid_out if name == 'stored_in_out' else weights: (
-            all_products(way, mine)
-        )
+        mine = laid_out if name == 'stored_in_out' else weights
+        jobs[name] = lambda way=way, mine=mine: all_products(way, mine)
         for y, right in zip(jobs[name](), jobs[OURS]()):
             torch.testing.assert_close(
                 y, right, atol=3e-2 if dtype == torch.bfloat16 else 1e-4, rtol=0

@@ -2,14 +2,18 @@
 
     python benchmarks/scaling.py [--threads 2] [--only width]
 
-A training step in float32 (forward, backward, AdamW) of a model of 4 layers, width 128, 128 tokens of context, batches of 8 and 256 tokens of
-vocabulary, with one of these sizes changed at a time; and byte-level BPE, learnt from and encoding Python source of growing length. The
-sizes take turns in each round. Memory is the peak of a process that does it once, above what it held before, with all imports done.
+A training step in float32 (forward, backward, AdamW) of a model of 4 layers, width 128, 128 tokens
+of context, batches of 8 and 256 tokens of vocabulary, with one of these sizes changed at a time;
+and byte-level BPE, learnt from and encoding Python source of growing length. The sizes take turns
+in each round. Memory is the peak of a process that does it once, above what it held before, with
+all imports done.
 
-`exponent` is the slope of log time over log size, fitted to all sizes; `exponent_end` the slope between the two largest. For training steps the
-script counts the arithmetic (2 operations for each weight and token forward, 4 backward, and the attention) and the least memory traffic:
-weights read twice, their gradients written, AdamW reading 4 and writing 3 numbers for each, activations written and read. What of the two takes
-longer at the peaks that the same run measures is the bound, and `share` the part of the time that it explains.
+`exponent` is the slope of log time over log size, fitted to all sizes; `exponent_end` the slope
+between the two largest. For training steps the script counts the arithmetic (2 operations for each
+weight and token forward, 4 backward, and the attention) and the least memory traffic: weights read
+twice, their gradients written, AdamW reading 4 and writing 3 numbers for each, activations written
+and read. What of the two takes longer at the peaks that the same run measures is the bound, and
+`share` the part of the time that it explains.
 """
 
 import math
@@ -102,7 +106,8 @@ def encoding(text):
 
 
 def memory(axis, x, threads):
-    "MiB that doing it once takes, with the model or the text; to be called in a process of its own."
+    """MiB that doing it once takes, with the model or the text; to be called in a process of its
+    own."""
     torch.set_num_threads(threads)
     Step(**BASE | dict(context=4, depth=1))()  # what torch sets up at its first step does not count
     before = peak_memory()

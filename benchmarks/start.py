@@ -1,10 +1,13 @@
-"""What it takes until the first token: installed size, imports, tokenizers, and 124M weights from a folder.
+"""What it takes until the first token: installed size, imports, tokenizers, and 124M weights from a
+folder.
 
     python benchmarks/start.py
 
-Every measurement has a process of its own, and peers take turns. Importing: seconds inside Python, without its own start. First word:
-import, load the vocabulary from a file and encode one word. Loading: the same random GPT-2 124M, read from the folder until one token has gone
-through it, with imports done before; memory is the peak above what the process held then. The files are in the page cache.
+Every measurement has a process of its own, and peers take turns. Importing: seconds inside Python,
+without its own start. First word: import, load the vocabulary from a file and encode one word.
+Loading: the same random GPT-2 124M, read from the folder until one token has gone through it, with
+imports done before; memory is the peak above what the process held then. The files are in the page
+cache.
 """
 
 import os
@@ -36,9 +39,12 @@ PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\
 FIRST_WORD = {
     OURS: 'from mingpt_nb.bpe import get_encoder; ids = get_encoder().encode(" word")',
     'tiktoken': f'''import tiktoken; from tiktoken.load import load_tiktoken_bpe
-e = tiktoken.Encoding("gpt2", pat_str={PATTERN!r}, mergeable_ranks=load_tiktoken_bpe(sys.argv[1]), special_tokens={{"<|endoftext|>": 50256}})
+ranks = load_tiktoken_bpe(sys.argv[1])
+special = {{"<|endoftext|>": 50256}}
+e = tiktoken.Encoding("gpt2", pat_str={PATTERN!r}, mergeable_ranks=ranks, special_tokens=special)
 ids = e.encode_ordinary(" word")''',
-    'tokenizers': 'from tokenizers import Tokenizer; ids = Tokenizer.from_file(sys.argv[2]).encode(" word").ids',
+    'tokenizers': 'from tokenizers import Tokenizer; '
+    'ids = Tokenizer.from_file(sys.argv[2]).encode(" word").ids',
 }
 
 

@@ -1,13 +1,15 @@
-"""Seconds per training step, ours against Hugging Face's `GPT2LMHeadModel` and a plain minGPT, taking turns in one process.
+"""Seconds per training step, ours against Hugging Face's `GPT2LMHeadModel` and a plain minGPT,
+taking turns in one process.
 
     python benchmarks/train.py steps   [--threads 2] [--rounds 7]     two shapes, all variants
-    python benchmarks/train.py processes [--rounds 5]                 6 layers on one process and on more, one thread each
-    python benchmarks/train.py widths  [--threads 1]                  from which width on bfloat16 pays: the rule of `choose_dtype`
-    python benchmarks/train.py losses  [--steps 500]                  the loss curves of float32 and of bfloat16
-    python benchmarks/train.py cuda                                   GPT-2 124M, context 1024, compiled: tokens per second, utilisation
+    python benchmarks/train.py processes [--rounds 5]   6 layers, one process and more
+    python benchmarks/train.py widths [--threads 1]     where bfloat16 pays: `choose_dtype`
+    python benchmarks/train.py losses [--steps 500]     curves of float32 and of bfloat16
+    python benchmarks/train.py cuda                     GPT-2 124M, compiled: tokens per second
 
-Shapes of `steps`: 6 layers, 6 heads, 192 wide, context 128, batch 64, dropout 0.1; and GPT-2 124M, context 256, batch 1. A step is forward, backward,
-clipping at 1 and AdamW. Hugging Face as it comes (sdpa attention, torch's AdamW), float32. `steps` is elapsed time, `widths` processor time.
+Shapes of `steps`: 6 layers, 6 heads, 192 wide, context 128, batch 64, dropout 0.1; and GPT-2 124M,
+context 256, batch 1. A step is forward, backward, clipping at 1 and AdamW. Hugging Face as it comes
+(sdpa attention, torch's AdamW), float32. `steps` is elapsed time, `widths` processor time.
 """
 
 import os

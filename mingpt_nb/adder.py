@@ -22,7 +22,6 @@ from torch.utils.data import Dataset
 
 # %% ../nbs/04_adder.ipynb #e12b847d
 from .checks import as_integer
-from .weights import as_path
 from .model import GPT
 from .trainer import Trainer, collate, save_model
 from mingpt_nb.utils import (
@@ -36,13 +35,15 @@ from mingpt_nb.utils import (
     set_seed,
     setup_logging,
 )
+from .weights import as_path
 
 # %% ../nbs/04_adder.ipynb #776a75d6
 def add_columns(
     a,  # LongTensor (N, n), digits from the highest to the units
     b,  # LongTensor (N, n)
 ):
-    "The digits of a + b from the units up, LongTensor (N, n + 1): addition in columns, for numbers of any length."
+    """The digits of a + b from the units up, LongTensor (N, n + 1): addition in columns, for
+    numbers of any length."""
     out, carry = [], torch.zeros_like(a[:, 0])
     for x, y in zip(a.flip(1).T, b.flip(1).T):  # units first, each (N,)
         total = x + y + carry
@@ -80,7 +81,8 @@ def split_listed(
 def hash_rows(
     *columns,  # integers or integer arrays, broadcast against each other
 ):
-    "A 64-bit hash of the integers in each row, a uint64 array; the same in every process and on every machine."
+    """A 64-bit hash of the integers in each row, a uint64 array; the same in every process and on
+    every machine."""
     h = np.zeros(1, dtype=np.uint64)
     for c in columns:
         h = (
@@ -116,7 +118,8 @@ def draw_questions(
 
 # %% ../nbs/04_adder.ipynb #6b5b24e9
 class AdditionDataset(Dataset):
-    "Sums of two numbers of `config.ndigit` digits, for `split` 'train' or 'test'; no problem is in both."
+    """Sums of two numbers of `config.ndigit` digits, for `split` 'train' or 'test'; no problem is
+    in both."""
 
     def __init__(self, config, split: str):  # config with ndigit, 1 or more
         if split not in ('train', 'test'):
@@ -149,7 +152,8 @@ class AdditionDataset(Dataset):
 
 # %% ../nbs/04_adder.ipynb #799a5da8
 def _items(self, ids):
-    "The batch (x, y) of the items `ids`: LongTensors (B, 3n); y is -1 where the next digit belongs to the question."
+    """The batch (x, y) of the items `ids`: LongTensors (B, 3n); y is -1 where the next digit
+    belongs to the question."""
     n = self.config.ndigit
     if self.ixes is None:
         questions = torch.from_numpy(draw_questions(n, self.split, ids))
@@ -178,14 +182,16 @@ def right_digits(
     data,  # its items (x, y) have -1 where the question is
     max_items: int = None,  # mark the first so many; None: all
 ):
-    "Which digits of its own answers are right: bool (N, digits of the answer), in the order in which they are written."
+    """Which digits of its own answers are right: bool (N, digits of the answer), in the order in
+    which they are written."""
     max_items = as_integer('max_items', max_items, low=1, optional=True)
     device, ids, right = next(model.parameters()).device, range(len(data))[:max_items], []
     for i in range(0, len(ids), 1000):
         x, y = data.__getitems__(ids[i : i + 1000])
         if x.size(1) > model.block_size:
             raise ValueError(
-                f'problems of {x.size(1)} tokens do not fit a model with block_size={model.block_size}'
+                f'problems of {x.size(1)} tokens do not fit a model with '
+                f'block_size={model.block_size}'
             )
         n = int((y[0] == -1).sum()) + 1  # tokens in the question
         answer = y[:, n - 1 :]
@@ -224,7 +230,8 @@ def _operand(number, n):
 
 # %% ../nbs/04_adder.ipynb #6dc3bf30
 def get_config() -> CfgNode:
-    "The settings of `main`: system, data, model, trainer. Steps and batch size are None: `run_length` will say."
+    """The settings of `main`: system, data, model, trainer. Steps and batch size are None:
+    `run_length` will say."""
     system = CfgNode(seed=1337, work_dir='./out/adder', threads=1).freeze(
         work_dir=Path, threads=int | None
     )
@@ -258,7 +265,8 @@ def run_length(ndigit: int) -> tuple:  # (steps, batch size)
 def build(
     config,
 ) -> Trainer:  # as `get_config` makes it; the fields that follow from the data are filled in
-    "Seed everything, make data and model, and return the trainer, not yet run; the test problems are its `eval_dataset`."
+    """Seed everything, make data and model, and return the trainer, not yet run; the test problems
+    are its `eval_dataset`."""
     set_seed(config.system.seed)
     if config.data.ndigit > 1000:  # attention compares all the 3n digits of a sum with each other
         raise ConfigError(f'ndigit must be 1000 or less, got {config.data.ndigit:,}')
@@ -279,7 +287,8 @@ def build(
 def cpu_threads(
     n: int = None,  # None: as many as before
 ):
-    "Let torch use `n` CPU threads inside the block, and as many as before after it. `ConfigError` for more than can be of use."
+    """Let torch use `n` CPU threads inside the block, and as many as before after it. `ConfigError`
+    for more than can be of use."""
     before = torch.get_num_threads()
     n = as_integer('threads', n, 1, ConfigError, most_workers(), optional=True)
     torch.set_num_threads(before if n is None else n)
@@ -293,7 +302,8 @@ def report(
     trainer,  # after its run, with the test problems as `eval_dataset`
     folder,  # where the folder `model` and the picture of the run go
 ):
-    "Print the accuracy on the held-out problems and ten answers; write the folder `model` and training.png."
+    """Print the accuracy on the held-out problems and ten answers; write the folder `model` and
+    training.png."""
     model, data, folder = trainer.model, trainer.eval_dataset, as_path(folder)
     save_model(model, folder / 'model')
     right = right_digits(model, data).all(1)
@@ -352,7 +362,8 @@ def prepare(
 def main(
     args: list = None,  # default: `sys.argv[1:]`
 ) -> Trainer:
-    "Train a GPT to add, and test it: `--data.ndigit=3`, and any other field of `get_config`. Returns the trainer."
+    """Train a GPT to add, and test it: `--data.ndigit=3`, and any other field of `get_config`.
+    Returns the trainer."""
     config = get_config()
     config.merge_from_args(sys.argv[1:] if args is None else args)
     with hold(config.system.work_dir), cpu_threads(config.system.threads):

@@ -59,7 +59,8 @@ def subplots(
     height: float = 3.0,  # of the whole figure, inches
     **kwargs,  # for `plt.subplots`, e.g. `sharey=True`
 ):
-    "A figure and its axes, as `plt.subplots` returns them, in the book's style. `ImportError` without matplotlib."
+    """A figure and its axes, as `plt.subplots` returns them, in the book's style. `ImportError`
+    without matplotlib."""
     plt = need('matplotlib.pyplot', 'plot')
     from cycler import cycler
 
@@ -76,7 +77,7 @@ def line_chart(
     title: str = '',
     xlabel: str = '',
     ylabel: str = '',
-    levels: dict = {},  # {name: height} of horizontal lines
+    levels: dict = None,  # {name: height} of horizontal lines
     marker: str = '',  # of each value, e.g. 'o'
     legend: str = 'best',  # place of the legend; '': none
     **settings,  # for `ax.set`, e.g. `ylim=(0, 1)`
@@ -85,7 +86,7 @@ def line_chart(
     for (label, data), dash in zip(curves.items(), cycle(DASHES)):
         places, values = data if isinstance(data, tuple) else (range(len(data)), data)
         ax.plot(places, values, linestyle=dash, marker=marker, markersize=4, label=label)
-    for name, height in levels.items():
+    for name, height in (levels or {}).items():
         ax.axhline(height, lw=1, ls=(0, (6, 3)), color=COLORS[6])
         ax.annotate(
             name,
@@ -195,7 +196,8 @@ _BOX = re.compile(r'^show_doc\((.+)\)$', re.MULTILINE)
 def read_as_book(
     cell,  # a notebook cell, changed in place
 ):
-    "nbdev processor: turn a `show_doc` box into a heading, and show the source under it without a fold."
+    """nbdev processor: turn a `show_doc` box into a heading, and show the source under it without a
+    fold."""
     if cell.cell_type != 'code' or not cell.get('source'):
         return
     if box := _BOX.search(cell.source):
@@ -210,7 +212,8 @@ def read_as_book(
 def headings_first(
     cells,  # of a notebook, changed in place
 ):
-    "Move the `show_doc` boxes of a cell's definitions in front of it, in the order in which nbdev made them."
+    """Move the `show_doc` boxes of a cell's definitions in front of it, in the order in which nbdev
+    made them."""
     boxes = lambda k: _BOX.search(cells[k].get('source') or '')
     for i in range(1, len(cells)):
         name = boxes(i) and re.escape(boxes(i)[1].split('.')[-1])
@@ -231,7 +234,8 @@ _DEF = re.compile(r'^(?:def|class) ([a-zA-Z]\w*)(?:\(self: *(\w+))?', re.MULTILI
 def definitions(
     folder,  # of numbered notebooks
 ) -> dict:
-    "Each public name, `Class.method` for patched methods, and the list of notebooks that define it."
+    """Each public name, `Class.method` for patched methods, and the list of notebooks that define
+    it."""
     found = {}
     for path in sorted(Path(folder).glob('[0-9]*.ipynb')):
         for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
@@ -272,7 +276,8 @@ def page_links(
     made_on: str = '',  # the processor on which its numbers were made
     repo: str = 'https://github.com/mingpt-nb/mingpt_nb',
 ) -> str:
-    "Markdown that links to the notebook in Colab and on GitHub, and says where its numbers come from."
+    """Markdown that links to the notebook in Colab and on GitHub, and says where its numbers come
+    from."""
     blob = f'/blob/main/nbs/{name}'
     colab = repo.replace('github.com', 'colab.research.google.com/github')
     parts = [f'[Open in Colab]({colab}{blob})'] if runs else []
@@ -283,7 +288,8 @@ def page_links(
 
 # %% ../nbs/92_book.ipynb #5cef42f8
 class BookPage:
-    "nbdev processor for a whole notebook: headings before their source, links, `read_as_book` on each cell."
+    """nbdev processor for a whole notebook: headings before their source, links, `read_as_book` on
+    each cell."""
 
     def __init__(self, nb):
         self.nb = nb
@@ -337,7 +343,8 @@ _PAD = re.compile(r'(?<![ \n])(?<!</a>)( {3,})(?=<span class="co">)')
 def fit_screens(
     text: str,  # a page
 ) -> str:
-    "Give the stylesheet the size of each figure, the depth of each line of code, and the spaces that only align comments."
+    """Give the stylesheet the size of each figure, the depth of each line of code, and the spaces
+    that only align comments."""
     width_height = lambda m: (
         int.from_bytes(b64decode(m[1])[i : i + 4], 'big') for i in (16, 20)
     )  # where a PNG has them
@@ -368,7 +375,8 @@ def _mark_line(line):
 def finish_site(
     folder='_docs',  # what Quarto or smalldocs wrote, changed in place
 ):
-    "Make all pages and stylesheets of the site readable without a network and on a phone, and unpack the tokenizer's tables for the playground."
+    """Make all pages and stylesheets of the site readable without a network and on a phone, and
+    unpack the tokenizer's tables for the playground."""
     for path in Path(folder).rglob('*'):
         if path.suffix not in ('.html', '.css'):
             continue
@@ -390,7 +398,8 @@ def same_output(
     new: str,  # what the cell prints now
     rel: float = 0.02,  # relative difference that two numbers may have
 ) -> bool:
-    "Are the words the same, and the numbers nearly so? Numbers with a unit of time or speed are not compared."
+    """Are the words the same, and the numbers nearly so? Numbers with a unit of time or speed are
+    not compared."""
     old, new = (_VARIES.sub('', text) for text in (old, new))
     if re.sub(_NUMBER, '', old).split() != re.sub(_NUMBER, '', new).split():
         return False
@@ -405,7 +414,8 @@ def same_output(
 def claims(
     cell: dict,  # of a notebook
 ):  # -> None, or (is it a model's text?, [(words before a number, lowest, highest)])
-    "What the `#| varies:` lines of a cell say about its output. `ValueError` if they say it in another form."
+    """What the `#| varies:` lines of a cell say about its output. `ValueError` if they say it in
+    another form."""
     lines = re.findall(r'^#\| *varies\b:?(.*)', ''.join(cell['source']), re.M)
     if not lines:
         return None
@@ -422,7 +432,8 @@ def out_of_range(
     text: str,  # an output
     ranges,  # from `claims`
 ):  # -> (text with # for each number that the ranges are about, what is wrong: a list)
-    "Hold the numbers in an output to their ranges. A range without words is about all numbers that no other names."
+    """Hold the numbers in an output to their ranges. A range without words is about all numbers
+    that no other names."""
     wrong = []
     for words, low, high in sorted(ranges, key=lambda r: -len(r[0])):
 
@@ -544,7 +555,8 @@ def cpu_name() -> str:
 def sign(
     folder='nbs',  # of notebooks that have just been run here
 ):
-    "Note in each notebook on which processor its outputs were made, and with which instructions torch computed."
+    """Note in each notebook on which processor its outputs were made, and with which instructions
+    torch computed."""
     kind = f'{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}'
     for path in Path(folder).glob('*.ipynb'):
         nb = json.loads(path.read_text(encoding='utf-8'))

@@ -33,10 +33,10 @@ from mingpt_nb.data import (
     split,
     write_ids,
 )
-from .weights import as_path, expand
 from .model import GPT
 from .trainer import Trainer, save_model
 from .utils import CfgNode, ConfigError, RunError, cli, hold, pick_dtype, say, set_seed
+from .weights import as_path, expand
 
 # %% ../nbs/06_chargpt.ipynb #7be84070
 def code_points(text: str) -> np.ndarray:
@@ -47,7 +47,8 @@ def code_points(text: str) -> np.ndarray:
 def id_table(
     tokenizer,  # a CharTokenizer
 ) -> np.ndarray:
-    "int32: the id at each code point, -1 where the vocabulary has none; the last entry is -1 and stands for all after it."
+    """int32: the id at each code point, -1 where the vocabulary has none; the last entry is -1 and
+    stands for all after it."""
     points = code_points(''.join(tokenizer.chars))
     table = np.full(int(points.max()) + 2, -1, dtype=np.int32)
     table[points] = np.arange(len(points))
@@ -55,7 +56,8 @@ def id_table(
 
 # %% ../nbs/06_chargpt.ipynb #bb767c99
 def encode_text(text: str, tokenizer) -> np.ndarray:
-    "The ids of all characters in the smallest type, (len(text),). `ValueError` names a character that is not in the vocabulary, and its place."
+    """The ids of all characters in the smallest type, (len(text),). `ValueError` names a character
+    that is not in the vocabulary, and its place."""
     ids = id_table(tokenizer).take(code_points(text), mode='clip')
     if (ids < 0).any():
         tokenizer.encode(text)  # raises, and knows what to say
@@ -63,7 +65,8 @@ def encode_text(text: str, tokenizer) -> np.ndarray:
 
 # %% ../nbs/06_chargpt.ipynb #42d973da
 class CharDataset(TokenDataset, Dataset):
-    "All windows of a text: item i is (x, y), LongTensors (block_size,), of the characters from place i, and from i + 1."
+    """All windows of a text: item i is (x, y), LongTensors (block_size,), of the characters from
+    place i, and from i + 1."""
 
     def __init__(
         self, config, data, tokenizer=None
@@ -74,7 +77,8 @@ class CharDataset(TokenDataset, Dataset):
             tokenizer = tokenizer or CharTokenizer.from_text(data)
         elif tokenizer is None:
             raise ValueError(
-                'ids need the tokenizer that they were made with: CharDataset(config, ids, tokenizer)'
+                'ids need the tokenizer that they were made with: '
+                'CharDataset(config, ids, tokenizer)'
             )
         super().__init__(
             encode_text(data, tokenizer) if isinstance(data, str) else data,
@@ -190,7 +194,8 @@ def orthogonalise(
 
 # %% ../nbs/06_chargpt.ipynb #9c5f63c4
 class Muon(torch.optim.Optimizer):
-    "Momentum, orthogonalised, for weight matrices (Jordan et al. 2024): each step is `lr * scale` long in every direction."
+    """Momentum, orthogonalised, for weight matrices (Jordan et al. 2024): each step is `lr * scale`
+    long in every direction."""
 
     def __init__(self, params, lr: float, momentum: float = 0.95, scale: float = 5.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, scale=scale))
@@ -258,12 +263,14 @@ def muon_optimizer(
 def build(
     config,  # as `get_config` makes it; vocab_size and block_size of the model are filled in
 ) -> Trainer:
-    "Seed everything, read the text, make the model; the trainer, not yet run, has the last tenth of the text as `eval_dataset`."
+    """Seed everything, read the text, make the model; the trainer, not yet run, has the last tenth
+    of the text as `eval_dataset`."""
     set_seed(config.system.seed)
     (ids, tokenizer), T = open_text(config), config.data.block_size
     if len(ids) <= 10 * T:
         raise ConfigError(
-            f'a text of length {len(ids):,} is too short for block_size={T}: a tenth is held out, so it takes {10 * T + 1:,} characters. '
+            f'a text of length {len(ids):,} is too short for block_size={T}: '
+            f'a tenth is held out, so it takes {10 * T + 1:,} characters. '
             'Bring more text, or make --data.block_size smaller'
         )
     tokenizer.encode(config.sample.prompt)  # a character that is not there is better found now
@@ -302,7 +309,8 @@ def write_text(
 
 # %% ../nbs/06_chargpt.ipynb #e4636431
 class Watch:
-    "Callback: at each evaluation print the loss and a sample, and keep the best model, with its tokenizer, in `folder`."
+    """Callback: at each evaluation print the loss and a sample, and keep the best model, with its
+    tokenizer, in `folder`."""
 
     def __init__(self, folder, **sample):  # sample: prompt, length, ..., for `write_text`
         self.folder, self.sample = as_path(folder), sample
@@ -342,7 +350,8 @@ def report(
     watch,  # the `Watch` that was its callback
     folder,  # where the picture goes
 ):
-    "Print the losses in nats and bits per character and what was written where; write training.png."
+    """Print the losses in nats and bits per character and what was written where; write
+    training.png."""
     watch.recall(trainer.history)
     measured = {
         'training': trainer.eval(trainer.train_dataset),
@@ -359,9 +368,10 @@ def report(
 
 # %% ../nbs/06_chargpt.ipynb #86cb1f44
 def main(
-    args: list = None,  # a file and `--field=value` for any field of `get_config`; default: `sys.argv[1:]`
+    args: list = None,  # a file, `--field=value` for `get_config`'s; default: `sys.argv[1:]`
 ) -> Trainer:
-    "Train a GPT on the characters of a text, keep the best model, show what it writes. Returns the trainer."
+    """Train a GPT on the characters of a text, keep the best model, show what it writes. Returns
+    the trainer."""
     config = get_config()
     files = config.merge_from_args(sys.argv[1:] if args is None else args, words=True)
     texts = files + [config.text.file] * bool(config.text.file)

@@ -38,11 +38,11 @@ from torch.utils._pytree import tree_leaves
 
 # %% ../nbs/07_checkpoints.ipynb #6df6c196
 from .data import file_digest
-from .weights import as_path, read_json, writing
 from .gpt2 import save_pretrained
 from .model import GPT
 from .trainer import Items, batch_indices, collate, load_model, save_model
 from .utils import CfgNode, ConfigError, make_folder, mute, need, patch, plain_name, say
+from .weights import as_path, read_json, writing
 
 logger = logging.getLogger(__name__)
 

@@ -44,7 +44,8 @@ from .weights import as_path
 
 # %% ../nbs/91_data.ipynb #bf84f9cd
 def english() -> str:
-    "The English text that ships with CPython: the help topics of `pydoc`, in alphabetical order. It differs a little by version."
+    """The English text that ships with CPython: the help topics of `pydoc`, in alphabetical order.
+    It differs a little by version."""
     topics = importlib.import_module('pydoc_data.topics').topics
     return '\n\n'.join(topics[name] for name in sorted(topics))
 
@@ -58,7 +59,8 @@ def _system_cache(platform, env, home):
 
 
 def cache_dir() -> Path:
-    "The folder for downloads: `MINGPT_NB_CACHE` if set, else mingpt_nb in the system's cache folder. It may not exist yet."
+    """The folder for downloads: `MINGPT_NB_CACHE` if set, else mingpt_nb in the system's cache
+    folder. It may not exist yet."""
     own = os.environ.get('MINGPT_NB_CACHE')
     return (
         as_path(own) if own else _system_cache(sys.platform, os.environ, Path.home()) / 'mingpt_nb'
@@ -81,9 +83,10 @@ def verify(
     path,  # a file
     digest: str = None,  # what `file_digest` must give
     size: int = None,  # bytes
-    origin: str = None,  # how the message calls the file; default: its path, and the advice to delete it
+    origin: str = None,  # what the message calls the file; default: its path, and to delete it
 ) -> Path:
-    "`path` if the file is as it should be, else `ValueError` with what was expected and what is there."
+    """`path` if the file is as it should be, else `ValueError` with what was expected and what is
+    there."""
     path, n = Path(path), Path(path).stat().st_size
     found = file_digest(path, digest.split(':')[0]) if digest else None
     if found == digest and size in (None, n):
@@ -161,7 +164,8 @@ _locks = importlib.import_module('msvcrt' if os.name == 'nt' else 'fcntl')
 
 
 def _try_lock(f):
-    "Lock the open file; False if somebody else has. A file system that cannot lock counts as locked."
+    """Lock the open file; False if somebody else has. A file system that cannot lock counts as
+    locked."""
     try:
         _locks.locking(f.fileno(), _locks.LK_NBLCK, 1) if os.name == 'nt' else _locks.flock(
             f, _locks.LOCK_EX | _locks.LOCK_NB
@@ -181,7 +185,8 @@ def _lock(path):
 
 # %% ../nbs/91_data.ipynb #e37ffa93
 def _once(path, digest, size, make, origin):
-    "`path`, made by `make(part)` if it is not there, and checked in any case. `make` returns whether it kept older bytes."
+    """`path`, made by `make(part)` if it is not there, and checked in any case. `make` returns
+    whether it kept older bytes."""
     path = as_path(path)
     if path.exists():
         return verify(path, digest, size)
@@ -203,20 +208,22 @@ def _once(path, digest, size, make, origin):
 
 # %% ../nbs/91_data.ipynb #b13ed60a
 class DownloadError(ConnectionError):
-    "The file could not be fetched. The message has the address, the place where the file can be put by hand, and the reason."
+    """The file could not be fetched. The message has the address, the place where the file can be
+    put by hand, and the reason."""
 
 
 def download(
     url: str,  # http or https
     path,  # the file to make
-    digest: str = None,  # e.g. 'sha256:ba78...'; without it a broken download starts over instead of resuming
+    digest: str = None,  # e.g. 'sha256:ba78...'; without it a broken download starts over
     size: int = None,  # bytes; more are not read
     timeout=(10.0, 30.0),  # seconds: to connect, and without a byte
     tries: int = 4,  # requests at most
     wait: float = 1.0,  # seconds before the second try, doubled for each one after it
     progress: bool = None,  # show a bar? None: on a terminal
 ) -> Path:
-    "`path`, fetched if it is not there, checked in any case. `DownloadError` if it cannot be had, `ValueError` if it is wrong."
+    """`path`, fetched if it is not there, checked in any case. `DownloadError` if it cannot be had,
+    `ValueError` if it is wrong."""
 
     def make(part):
         try:
@@ -237,7 +244,8 @@ class File(NamedTuple):
 
 
 def _unzip(archive, part, member):
-    "Copy `member`, a `File`, out of the zip to the file `part`, then delete the zip. `ValueError` if that cannot be done."
+    """Copy `member`, a `File`, out of the zip to the file `part`, then delete the zip. `ValueError`
+    if that cannot be done."""
     try:
         with zipfile.ZipFile(archive) as z, z.open(member.name) as source, open(part, 'wb') as out:
             n = z.getinfo(member.name).file_size
@@ -297,7 +305,8 @@ def fetch(
     name: str,  # a key of `SOURCES`
     progress: bool = None,  # show a bar? None: on a terminal
 ) -> Path:
-    "The text's file in `cache_dir()`, downloaded and unpacked if it is not there, checked in any case. Raises like `download`."
+    """The text's file in `cache_dir()`, downloaded and unpacked if it is not there, checked in any
+    case. Raises like `download`."""
     if name not in SOURCES:
         raise ValueError(f'no text {name!r}; there are: {", ".join(SOURCES)}')
     (url, file, member), folder = SOURCES[name], cache_dir()
@@ -340,8 +349,9 @@ def read_pieces(
     path,  # a file of UTF-8
     size: int = 1 << 20,  # characters
 ):
-    """Yield the text in pieces. `ValueError` if it is not UTF-8, with the place of the first wrong byte and what to do.
-    A warning where a tenth of it is NUL: such a text was written in another way."""
+    """Yield the text in pieces. `ValueError` if it is not UTF-8, with the place of the first wrong
+    byte and what to do. A warning where a tenth of it is NUL: such a text was written in another
+    way."""
     with open(as_path(path), encoding='utf-8-sig') as f:
         if S_ISCHR(os.fstat(f.fileno()).st_mode) and not f.isatty():
             raise ValueError(f'{path} is a device, not a text')
@@ -411,7 +421,8 @@ def id_array(
 def fingerprint(
     tokenizer,  # an `Encoder` or a `CharTokenizer`
 ) -> str:
-    "A digest of all that decides which ids a text gets: the tokens, their ids, and the order of the merges."
+    """A digest of all that decides which ids a text gets: the tokens, their ids, and the order of
+    the merges."""
     tables = (
         [tokenizer.stoi]
         if hasattr(tokenizer, 'stoi')
@@ -439,7 +450,8 @@ FORMAT, HEADER = 'mingpt_nb tokens, version 1', 512  # bytes before the first id
 
 
 def read_header(path) -> dict:
-    "What the first line of a token file says. `ValueError` if it is no token file, or not all of it is there."
+    """What the first line of a token file says. `ValueError` if it is no token file, or not all of
+    it is there."""
     path = as_path(path)
     with open(path, 'rb') as f:
         line = f.read(HEADER)
@@ -452,13 +464,15 @@ def read_header(path) -> dict:
     size, found = HEADER + head['count'] * np.dtype(head['dtype']).itemsize, os.path.getsize(path)
     if found != size:
         raise ValueError(
-            f'{path} should have {size:,} bytes for {head["count"]:,} ids and has {found:,}; write it again'
+            f'{path} should have {size:,} bytes for {head["count"]:,} ids and has {found:,}; '
+            'write it again'
         )
     return head
 
 # %% ../nbs/91_data.ipynb #a4363311
 class TokenFile:
-    "The ids of a token file, 1-D, read where they are indexed. `ValueError` for a damaged file, or one of another tokenizer."
+    """The ids of a token file, 1-D, read where they are indexed. `ValueError` for a damaged file,
+    or one of another tokenizer."""
 
     def __init__(
         self, path, tokenizer=None
@@ -468,7 +482,8 @@ class TokenFile:
         head = read_header(path)
         if tokenizer and fingerprint(tokenizer) != head['tokenizer']:
             raise ValueError(
-                f'{path} was written with another tokenizer, one of {head["vocab_size"]:,} ids, {head["tokenizer"]}; '
+                f'{path} was written with another tokenizer, '
+                f'one of {head["vocab_size"]:,} ids, {head["tokenizer"]}; '
                 f'this one has {tokenizer.vocab_size:,}, {fingerprint(tokenizer)}'
             )
         self.path, self.dtype, self.vocab_size, self.tokenizer = (
@@ -603,10 +618,11 @@ def write_tokens(
     path,  # the token file to make
     texts,  # a file of UTF-8; or an iterable of texts: a str is a text, a Path a file of one
     tokenizer,  # an `Encoder` or a `CharTokenizer`
-    end: str = None,  # special token to put after each text, e.g. '<|endoftext|>'; None: texts follow each other without a mark
-    processes: int = 1,  # more start new ones: a script that asks for them needs `if __name__ == '__main__':`
+    end: str = None,  # special token after each text, e.g. '<|endoftext|>'; None: no mark
+    processes: int = 1,  # more start new ones: a script needs `if __name__ == '__main__':`
 ) -> TokenFile:
-    "Encode texts into a token file, in order. Memory does not depend on their length, only on that of the longest single word."
+    """Encode texts into a token file, in order. Memory does not depend on their length, only on
+    that of the longest single word."""
     mark = list(pick_special(getattr(tokenizer, 'special_tokens', {}), end or ()).values())
     jobs, settings = _jobs(_cut(texts)), (tokenizer, mark)
     if processes > 1:
@@ -615,7 +631,8 @@ def write_tokens(
 
 # %% ../nbs/91_data.ipynb #37594d28
 class TokenDataset:
-    "All windows of a sequence of ids: item i is (x, y), LongTensors (block_size,), of the ids from place i, and from i + 1."
+    """All windows of a sequence of ids: item i is (x, y), LongTensors (block_size,), of the ids
+    from place i, and from i + 1."""
 
     def __init__(
         self, ids, block_size: int, tokenizer=None
@@ -671,7 +688,8 @@ def windows(
     block_size: int,  # inputs in a window
     stride: int,  # between windows, 1 to block_size
 ) -> tuple:
-    "Int arrays `starts`, `first`: of the window at `starts[i]`, predictions from number `first[i]` on count, each of n - 1 once."
+    """Int arrays `starts`, `first`: of the window at `starts[i]`, predictions from number
+    `first[i]` on count, each of n - 1 once."""
     if n < 2 or not 1 <= stride <= block_size:
         raise ValueError(
             f'need n >= 2 and 1 <= stride <= block_size, got {n=} {stride=} {block_size=}'
@@ -688,7 +706,8 @@ def evaluate(
     stride: int = None,  # between windows; default: half a block
     batch_size: int = 32,  # windows at a time
 ) -> float:
-    "Bits per character of all of `data` but its first, each seeing at least `block_size` - `stride` before it, where there are."
+    """Bits per character of all of `data` but its first, each seeing at least `block_size` -
+    `stride` before it, where there are."""
     starts, first = windows(len(data), block_size, stride or max(block_size // 2, 1))
     total, t = 0.0, np.arange(min(block_size, len(data) - 1))  # (T,)
     for i in range(0, len(starts), batch_size):

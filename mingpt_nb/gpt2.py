@@ -40,7 +40,6 @@ from mingpt_nb.checks import (
     check_logits,
     check_sampling,
 )
-from .weights import TOKENIZER_FILES, about, as_path, misfits, read_json, write_model
 from .model import ACTIVATIONS, GPT, default_config
 from .trainer import described, load_model, sized
 from mingpt_nb.utils import (
@@ -54,6 +53,7 @@ from mingpt_nb.utils import (
     unwrap,
     write,
 )
+from .weights import TOKENIZER_FILES, about, as_path, misfits, read_json, write_model
 
 # %% ../nbs/05_gpt2.ipynb #1870f526
 #: what the fields of our config are called in Hugging Face's; the others have the same names

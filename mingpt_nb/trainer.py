@@ -35,7 +35,6 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from .bpe import check_fit, load_tokenizer
 from .checks import as_integer, as_number
 from .data import tokenizer_print
-from .weights import about, as_path, misfits, read_json, write_model
 from .model import GPT, count_params, resolve_config
 from mingpt_nb.utils import (
     Bar,
@@ -52,6 +51,7 @@ from mingpt_nb.utils import (
     set_seed,
     unwrap,
 )
+from .weights import about, as_path, misfits, read_json, write_model
 
 # %% ../nbs/03_trainer.ipynb #00c618ee
 def as_pair(

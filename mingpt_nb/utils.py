@@ -40,7 +40,8 @@ from tqdm import tqdm
 
 # %% ../nbs/90_utils.ipynb #ecdb617f
 def patch(f):
-    "Decorator: make `f` a method of the class that its first parameter is annotated with. Idea and name from fastcore."
+    """Decorator: make `f` a method of the class that its first parameter is annotated with. Idea
+    and name from fastcore."""
     cls = next(iter(f.__annotations__.values()))
     f.__qualname__ = f'{cls.__qualname__}.{f.__name__}'
     setattr(cls, f.__name__, f)
@@ -54,7 +55,8 @@ class ConfigError(AttributeError, ValueError):
 
 
 class RunError(RuntimeError):
-    "A run cannot go on, and the message says all that there is to say: a command shows it without a traceback."
+    """A run cannot go on, and the message says all that there is to say: a command shows it without
+    a traceback."""
 
 # %% ../nbs/90_utils.ipynb #0a68b04f
 def as_python(
@@ -96,7 +98,8 @@ def _allowed(kind):
 
 
 class CfgNode:
-    "A tree of settings with attribute access, as in minGPT and yacs. Frozen nodes refuse names that they do not have."
+    """A tree of settings with attribute access, as in minGPT and yacs. Frozen nodes refuse names
+    that they do not have."""
 
     __slots__ = ('__dict__', '_frozen', '_kinds')
 
@@ -161,7 +164,8 @@ def __repr__(self: CfgNode) -> str:
 # %% ../nbs/90_utils.ipynb #a6ec00e3
 @patch
 def merge_from_dict(self: CfgNode, d: dict):
-    "Set the fields named in `d`, nested dictionaries field by field. `ConfigError` if frozen and a name is unknown."
+    """Set the fields named in `d`, nested dictionaries field by field. `ConfigError` if frozen and
+    a name is unknown."""
     for k, v in d.items():
         here = vars(self).get(k)
         if isinstance(here, CfgNode) and isinstance(v, dict):
@@ -219,7 +223,8 @@ def parse_value(
 
 # %% ../nbs/90_utils.ipynb #35b011a0
 def _find_field(self, name):
-    "The node that holds the dotted `name`, and the last part of it; `ConfigError` names the nearest field."
+    """The node that holds the dotted `name`, and the last part of it; `ConfigError` names the
+    nearest field."""
     *parents, leaf = name.split('.')
     node = self
     for p in parents:
@@ -245,7 +250,8 @@ def _field_names(self, prefix=''):
 
 # %% ../nbs/90_utils.ipynb #5b0c7a16
 def _kind(node, name):
-    "What a field may hold, as in `int | None`. Of a field that said nothing: what it holds, or None if its node is not frozen."
+    """What a field may hold, as in `int | None`. Of a field that said nothing: what it holds, or
+    None if its node is not frozen."""
     held = type(getattr(node, name))
     return getattr(node, '_kinds', {}).get(name) or (held if node._frozen else held | None)
 
@@ -261,7 +267,8 @@ def _is_value(
 
 
 def _options(self, args, words=None):
-    "Yield (name, node, last part of the name, text or None) of each option; append what is none to the list `words`."
+    """Yield (name, node, last part of the name, text or None) of each option; append what is none
+    to the list `words`."""
     args = list(args)
     while args:
         arg = args.pop(0)
@@ -287,8 +294,9 @@ def _options(self, args, words=None):
 # %% ../nbs/90_utils.ipynb #f00ea094
 @patch
 def merge_from_args(self: CfgNode, args: list, words: bool = False) -> list:
-    """Set fields from `--a.b=value` or `--a.b value`, usually `sys.argv[1:]`. `ConfigError` says what is wrong; then nothing is set.
-    Returns the words that are no options: none, unless `words` allows them."""
+    """Set fields from `--a.b=value` or `--a.b value`, usually `sys.argv[1:]`. `ConfigError` says
+    what is wrong; then nothing is set. Returns the words that are no options: none, unless `words`
+    allows them."""
     found, others = [], [] if words else None
     for name, node, leaf, text in _options(self, args, others):
         try:
@@ -306,7 +314,8 @@ def merge_from_args(self: CfgNode, args: list, words: bool = False) -> list:
 def set_seed(
     seed: int,  # any integer from 0 to 2**32 - 1
 ):
-    "Seed `random`, `numpy.random` and torch on CPU and every GPU. `ConfigError` for what is no seed."
+    """Seed `random`, `numpy.random` and torch on CPU and every GPU. `ConfigError` for what is no
+    seed."""
     if not hasattr(seed, '__index__') or not 0 <= seed < 2**32:
         raise ConfigError(f'seed must be an integer from 0 to 2**32 - 1, got {seed!r}')
     seed = operator.index(seed)  # also NumPy's integers
@@ -319,7 +328,8 @@ def make_folder(
     path,  # of the folder
     name: str = 'work_dir',  # of the field that says so, for the message
 ) -> Path:
-    "The folder, made if it is not there. `ConfigError` if that cannot be, or if nothing can be written into it."
+    """The folder, made if it is not there. `ConfigError` if that cannot be, or if nothing can be
+    written into it."""
     try:
         folder = as_path(path)
         folder.mkdir(parents=True, exist_ok=True)
@@ -334,7 +344,8 @@ def make_folder(
 def setup_logging(
     config: CfgNode,  # with `config.system.work_dir`
 ):
-    "Make the work folder, with `args.txt` (the command line) and `config.json` (every setting) in it; show log messages."
+    """Make the work folder, with `args.txt` (the command line) and `config.json` (every setting) in
+    it; show log messages."""
     logging.basicConfig(
         level=logging.INFO, format='%(message)s'
     )  # does nothing where logging is set up already
@@ -440,14 +451,16 @@ def _is_there(file):
         return False
 
 # %% ../nbs/90_utils.ipynb #c84b8fb3
-#: names under which torch keeps the model that it wraps: data parallel, compiled, FSDP, recomputed activations
+#: names under which torch keeps the model that it wraps:
+#: data parallel, compiled, FSDP, recomputed activations
 WRAPPERS = {'module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
 
 
 def layers(
     model: torch.nn.Module,
 ) -> list:
-    "The model with its wrappers, from the outside to the model itself. What is wrapped by a class that is not torch's is a model."
+    """The model with its wrappers, from the outside to the model itself. What is wrapped by a class
+    that is not torch's is a model."""
     found = [model]
     while type(model).__module__.startswith('torch.') and len(model._modules) == 1:
         ((name, inside),) = model._modules.items()
@@ -508,12 +521,14 @@ def _try_device(
 
 # %% ../nbs/90_utils.ipynb #2f2b26e8
 def most_workers() -> int:
-    "As many threads or processes as can be of any use here: 32 for each core. More only stand in each other's way."
+    """As many threads or processes as can be of any use here: 32 for each core. More only stand in
+    each other's way."""
     return 32 * (os.cpu_count() or 1)
 
 
 def machine_memory() -> int:
-    "Bytes of memory in this machine; where the system does not tell, as Windows does not, more than anybody has."
+    """Bytes of memory in this machine; where the system does not tell, as Windows does not, more
+    than anybody has."""
     try:
         return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     except (AttributeError, ValueError, OSError):
@@ -523,7 +538,8 @@ def machine_memory() -> int:
 def pick_dtype(
     device: str,  # as `pick_device` returns it
 ) -> torch.dtype:
-    "The fastest type to multiply matrices in: bfloat16 where the hardware has it, float16 on older GPUs, else float32."
+    """The fastest type to multiply matrices in: bfloat16 where the hardware has it, float16 on
+    older GPUs, else float32."""
     kind = torch.device(device).type
     if kind == 'cuda':
         new = torch.cuda.get_device_capability(device)[0] >= 8
@@ -534,7 +550,8 @@ def pick_dtype(
 
 
 def _bfloat16_on_cpu():
-    "Has the processor products in bfloat16, and may torch (ATEN_CPU_CAPABILITY) and oneDNN (ONEDNN_MAX_CPU_ISA) use them?"
+    """Has the processor products in bfloat16, and may torch (ATEN_CPU_CAPABILITY) and oneDNN
+    (ONEDNN_MAX_CPU_ISA) use them?"""
     if not hasattr(torch.cpu, 'get_capabilities'):
         return False
     has = torch.cpu.get_capabilities()
@@ -589,7 +606,8 @@ def need(
     module: str,  # e.g. 'matplotlib.pyplot'
     extra: str,  # the extra of this package that brings it
 ):
-    "Import `module` and return it; if it is missing, an `ImportError` with the command that installs it."
+    """Import `module` and return it; if it is missing, an `ImportError` with the command that
+    installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as e:
@@ -616,7 +634,8 @@ def first_to_fail() -> bool:
 def write(
     text: str,
 ):
-    "Write to the standard output, at once. What it cannot show becomes `?`. `OSError` if it cannot be written, or nobody reads."
+    """Write to the standard output, at once. What it cannot show becomes `?`. `OSError` if it
+    cannot be written, or nobody reads."""
     out = sys.stdout
     if out is None:  # a program without a terminal
         return
@@ -630,7 +649,8 @@ def write(
 def mute(
     stream,  # sys.stdout or sys.stderr
 ):
-    "From now on, what is written to the stream goes nowhere; also what it still holds when Python ends."
+    """From now on, what is written to the stream goes nowhere; also what it still holds when Python
+    ends."""
     with suppress(OSError, ValueError, AttributeError):  # no file behind it: nothing to do
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -672,7 +692,8 @@ COMMANDS = {  # command: (module of this package, what it does)
 def _help(command, module):
     text = f'mingpt-nb {command}: {COMMANDS[command][1]}.\n{module.main.__doc__}'
     if hasattr(module, 'get_config'):
-        text += f'\n\nfields, as in --system.seed=1, and what they are if not given:\n{module.get_config()}'
+        text += '\n\nfields, as in --system.seed=1, and what they are if not given:\n'
+        text += str(module.get_config())
     return text
 
 
@@ -695,8 +716,8 @@ def _run(command, rest):
 def cli(
     args: list = None,  # default: `sys.argv[1:]`
 ):
-    """Run `mingpt-nb COMMAND [--field=value ...]`. `SystemExit` with a message for a mistake in the arguments or an error of the
-    system, 130 after Ctrl-C, 141 where nobody reads what it writes."""
+    """Run `mingpt-nb COMMAND [--field=value ...]`. `SystemExit` with a message for a mistake in the
+    arguments or an error of the system, 130 after Ctrl-C, 141 where nobody reads what it writes."""
     command, *rest = (sys.argv[1:] if args is None else args) or ['--help']
     try:
         _run(command, rest)

@@ -28,7 +28,8 @@ LONGEST_FIRST = (
 
 
 def pytest_collection_modifyitems(items):
-    "Files that take long come first, so that workers that run side by side end at about the same time."
+    """Files that take long come first, so that workers that run side by side end at about the same
+    time."""
     place = {f'test_{name}': i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 

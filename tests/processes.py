@@ -1,9 +1,12 @@
-"""Programs in processes of their own, most of them started without importing torch again, which takes three seconds.
+"""Programs in processes of their own, most of them started without importing torch again, which
+takes three seconds.
 
-On Linux a server, one for each process that runs tests, has imported torch and nothing of ours; for each program it forks. The program
-has its own folder, environment, arguments, pipes and exit code, and is killed and signalled as any other. It shares with the other
-programs of that server the hashes of strings and what a module read from the environment when it was imported. So `plain=True` starts a new
-interpreter: for one of the two where two processes must agree, where memory is measured, and where such a variable is what the test is about.
+On Linux a server, one for each process that runs tests, has imported torch and nothing of ours; for
+each program it forks. The program has its own folder, environment, arguments, pipes and exit code,
+and is killed and signalled as any other. It shares with the other programs of that server the
+hashes of strings and what a module read from the environment when it was imported. So `plain=True`
+starts a new interpreter: for one of the two where two processes must agree, where memory is
+measured, and where such a variable is what the test is about.
 """
 
 import atexit
@@ -36,12 +39,13 @@ ENV = {
 }
 
 
-def start(*args, cwd=None, env={}, plain=False, start_new_session=False):
-    "`python -W error ARGS`, where ARGS are `-c CODE`, `-m MODULE` or a file, and what follows; with pipes for its output, as text."
+def start(*args, cwd=None, env=None, plain=False, start_new_session=False):
+    """`python -W error ARGS`, where ARGS are `-c CODE`, `-m MODULE` or a file, and what follows;
+    with pipes for its output, as text."""
     early = any(
-        name.startswith('PYTHON') and name != 'PYTHONPATH' for name in env
+        name.startswith('PYTHON') and name != 'PYTHONPATH' for name in env or {}
     )  # what the interpreter reads when it starts
-    args, env = [str(a) for a in args], {**os.environ, **ENV, **env}
+    args, env = [str(a) for a in args], {**os.environ, **ENV, **(env or {})}
     if plain or early or sys.platform != 'linux':
         return subprocess.Popen(
             [*PYTHON, *args],
@@ -125,7 +129,8 @@ def server():
 
 
 def serve(requests):
-    "Fork for each request, for ever; returns the arguments of the program, in the process that is to be it."
+    """Fork for each request, for ever; returns the arguments of the program, in the process that is
+    to be it."""
     while True:
         message, pipes, _, _ = socket.recv_fds(requests, 1 << 20, 3)
         if not message:
@@ -174,7 +179,8 @@ def become(kind, *rest):
 
 
 def end(error):
-    "Leave with this exception, or None, as the interpreter does, except that it would also take torch apart, piece by piece."
+    """Leave with this exception, or None, as the interpreter does, except that it would also take
+    torch apart, piece by piece."""
     code = 0
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -1,6 +1,8 @@
-"""What minGPT computes, written plainly: explicit softmax attention with a stored mask, and its initialisation.
+"""What minGPT computes, written plainly: explicit softmax attention with a stored mask, and its
+initialisation.
 
-A reference for parity, and the slow peer in the benchmarks. Module and parameter names are minGPT's.
+A reference for parity, and the slow peer in the benchmarks. Module and parameter names are
+minGPT's.
 """
 
 import math

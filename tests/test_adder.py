@@ -1,4 +1,5 @@
-"""What a cell of chapter 04 cannot show: the command in a process of its own, the same problems in every process, property tests."""
+"""What a cell of chapter 04 cannot show: the command in a process of its own, the same problems in
+every process, property tests."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""Every benchmark runs with its smallest sizes, and writes a file, a table and pictures. No time is asserted."""
+"""Every benchmark runs with its smallest sizes, and writes a file, a table and pictures. No time is
+asserted."""
 
 import copy
 import json
@@ -201,7 +202,8 @@ def small_gpt():
 @pytest.mark.parametrize('change', CHANGES)
 @torch.no_grad()
 def test_without_modules_the_same_numbers(change, small_gpt):
-    "Whatever somebody has changed in a model is called as before, by the model itself and by the one without modules."
+    """Whatever somebody has changed in a model is called as before, by the model itself and by the
+    one without modules."""
     from bare import BareGPT
 
     x, model = (

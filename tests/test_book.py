@@ -1,4 +1,5 @@
-"""The notebooks as a book: every public name is asserted in its own chapter, and what is generated is in step."""
+"""The notebooks as a book: every public name is asserted in its own chapter, and what is generated
+is in step."""
 
 import ast
 import importlib
@@ -27,7 +28,8 @@ def exported(source):
 
 
 def public_names(sources):
-    "Functions, classes and capital constants of exported cells, and their public methods, also those added by @patch."
+    """Functions, classes and capital constants of exported cells, and their public methods, also
+    those added by @patch."""
     for node in ast.parse('\n'.join(sources)).body:
         if isinstance(node, ast.ClassDef):
             yield node.name
@@ -167,7 +169,8 @@ def has_link(path):
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'nbs').glob('*.ipynb')), ids=lambda p: p.stem)
 def test_what_opens_in_colab_can_run_there(path):
-    "Before the first import of a notebook with the link there is the cell that installs the book, the same in all."
+    """Before the first import of a notebook with the link there is the cell that installs the book,
+    the same in all."""
     if not has_link(path):
         return
     setup = next(s for s in code_cells(ROOT / 'nbs/00_bpe.ipynb') if 'google.colab' in s)

@@ -1,4 +1,5 @@
-"Property tests of mingpt_nb.bpe, against tiktoken and Hugging Face tokenizers where they are installed."
+"""Property tests of mingpt_nb.bpe, against tiktoken and Hugging Face tokenizers where they are
+installed."""
 
 import json
 import random
@@ -137,7 +138,7 @@ def manual():
     return '\n'.join(topics.values())
 
 
-# ---- the same ids as the others ---------------------------------------------------------------------------------------------------
+# ---- the same ids as the others ------------------------------------------------------------------
 
 
 @needs_tiktoken
@@ -152,7 +153,8 @@ def test_ids_are_tiktokens(enc, peer, text):
 
 @needs_tiktoken
 def test_every_code_point_is_of_tiktokens_class(enc, peer):
-    "Only what is neither letter nor number nor space keeps an apostrophe from its s. Another tiktoken may know newer characters."
+    """Only what is neither letter nor number nor space keeps an apostrophe from its s. Another
+    tiktoken may know newer characters."""
     kinds = {
         chr(c)
         for ranges in bpe.unicode_ranges().values()
@@ -205,7 +207,7 @@ def test_hugging_face_reads_what_we_save(enc, manual, tmp_path):
         assert theirs.encode(manual[:200_000]).ids == ours.encode(manual[:200_000])
 
 
-# ---- there and back ------------------------------------------------------------------------------------------------------------------
+# ---- there and back ------------------------------------------------------------------------------
 
 
 @steady(1000)
@@ -253,7 +255,7 @@ def test_what_is_no_text(enc, text):
         enc.encode(text)
 
 
-# ---- size ------------------------------------------------------------------------------------------------------------------------------
+# ---- size ----------------------------------------------------------------------------------------
 
 
 def seconds(f):
@@ -292,7 +294,7 @@ def test_the_cache_is_bounded():
         )
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', sorted(bpe.SHA256))
@@ -374,7 +376,7 @@ def test_half_a_tokenizer(enc, tmp_path):
         bpe.load_tokenizer(tmp_path)
 
 
-# ---- training --------------------------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def learn_naive(counts, n_merges):
@@ -429,14 +431,15 @@ def test_hand_made_merges(picks, word):
     assert tuple(ours.bpe(word).split()) == expected
 
 
-# ---- importing -------------------------------------------------------------------------------------------------------------------------
+# ---- importing -----------------------------------------------------------------------------------
 
 
 def test_import_brings_no_torch():
     code = (
         "import sys, mingpt_nb.bpe as bpe\n"
         "assert bpe.get_encoder().encode('naïve 🤗') == [2616, 38776, 12520, 97, 245]\n"
-        "heavy = {'torch', 'numpy', 'regex', 'requests', 'matplotlib', 'mingpt_nb.utils'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'regex', 'requests', 'matplotlib', 'mingpt_nb.utils'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)

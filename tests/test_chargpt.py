@@ -1,4 +1,5 @@
-"""What a cell of chapter 06 cannot show: files of all kinds in a process of its own, bounded memory, minGPT's program, property tests."""
+"""What a cell of chapter 06 cannot show: files of all kinds in a process of its own, bounded
+memory, minGPT's program, property tests."""
 
 import os
 import random
@@ -155,7 +156,8 @@ ids = encode_file('large.txt', tok, 'ids.bin')
 data = CharDataset(CfgNode(block_size=128), ids, tok)
 x, y = data.__getitems__(range(0, len(data), len(data) // 50))
 peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-print(len(ids), tok.vocab_size, peak, x[3, :20].tolist() == tok.encode(tok.decode(ids[3 * (len(data) // 50):][:20].tolist())))
+again = tok.encode(tok.decode(ids[3 * (len(data) // 50):][:20].tolist()))
+print(len(ids), tok.vocab_size, peak, x[3, :20].tolist() == again)
 '''
 
 
@@ -209,7 +211,8 @@ data = CN(); data.block_size = 16
 train_dataset = CharDataset(data, open('input.txt', encoding='utf-8').read())
 model_config = GPT.get_default_config()
 model_config.model_type = 'gpt-nano'
-model_config.vocab_size, model_config.block_size = train_dataset.get_vocab_size(), train_dataset.get_block_size()
+model_config.vocab_size = train_dataset.get_vocab_size()
+model_config.block_size = train_dataset.get_block_size()
 model = GPT(model_config)
 train_config = Trainer.get_default_config()
 train_config.learning_rate, train_config.max_iters = 5e-4, 3
@@ -217,7 +220,8 @@ trainer = Trainer(train_config, model, train_dataset)
 said = []
 def batch_end_callback(trainer):
     model.eval()
-    x = torch.tensor([train_dataset.stoi[s] for s in 'It was'], dtype=torch.long)[None, ...].to(trainer.device)
+    x = torch.tensor([train_dataset.stoi[s] for s in 'It was'], dtype=torch.long)[None, ...]
+    x = x.to(trainer.device)
     y = model.generate(x, 10, temperature=1.0, do_sample=True, top_k=10)[0]
     said.append(''.join([train_dataset.itos[int(i)] for i in y]))
     model.train()
@@ -225,7 +229,8 @@ trainer.set_callback('on_batch_end', batch_end_callback)
 trainer.run()
 assert len(said) == 3 and said[0].startswith('It was') and len(said[0]) == 16
 x, y = train_dataset[5]
-assert x.dtype == torch.long and x.shape == (16,) and (x[1:] == y[:-1]).all() and len(train_dataset) == len(train_dataset.data) - 16
+assert x.dtype == torch.long and x.shape == (16,) and (x[1:] == y[:-1]).all()
+assert len(train_dataset) == len(train_dataset.data) - 16
 loader = DataLoader(train_dataset, shuffle=True, batch_size=4, num_workers=0)
 assert next(iter(loader))[0].shape == (4, 16)
 '''

@@ -1,4 +1,5 @@
-"""What a cell of chapter 07 cannot show: real processes that are killed, signalled and started again, and every kind of damage."""
+"""What a cell of chapter 07 cannot show: real processes that are killed, signalled and started
+again, and every kind of damage."""
 
 import copy
 import hashlib
@@ -63,8 +64,10 @@ def main():
     torch.set_num_threads(1)
     set_seed(1)
     c, t = GPT.get_default_config(), Trainer.get_default_config()
-    c.merge_from_dict(dict(n_layer=1, n_head=4, n_embd=256, vocab_size=50, block_size=16))      # a step takes little, a save some milliseconds
-    t.merge_from_dict(dict(device='cpu', max_iters=200, batch_size=4, work_dir='out', checkpoint_every=5, resume='auto', log_every=1))
+    # a step takes little, a save some milliseconds
+    c.merge_from_dict(dict(n_layer=1, n_head=4, n_embd=256, vocab_size=50, block_size=16))
+    t.merge_from_dict(dict(device='cpu', max_iters=200, batch_size=4, log_every=1))
+    t.merge_from_dict(dict(work_dir='out', checkpoint_every=5, resume='auto'))
     t.merge_from_args(sys.argv[1:])
     trainer = Trainer(t, GPT(c), Noisy())
     real = checkpoints.write_folder
@@ -72,7 +75,8 @@ def main():
     checkpoints.write_folder = told
     trainer.add_callback('on_batch_end', lambda t: print('step', t.iter_num, flush=True))
     trainer.run()
-    print('sha256', hashlib.sha256(b''.join(p.detach().numpy().tobytes() for p in trainer.model.parameters())).hexdigest())
+    weights = b''.join(p.detach().numpy().tobytes() for p in trainer.model.parameters())
+    print('sha256', hashlib.sha256(weights).hexdigest())
 
 if __name__ == '__main__': main()
 '''
@@ -88,7 +92,8 @@ def digest(out):
 
 
 def lives_and_dies(folder, dice, during_save):
-    "Start the program, kill it after some steps, if wanted in the middle of the save that follows. Was there a half-written folder?"
+    """Start the program, kill it after some steps, if wanted in the middle of the save that
+    follows. Was there a half-written folder?"""
     process, steps = start(folder), dice.randrange(1, 16)
     for line in process.stdout:
         steps -= line.startswith('step')
@@ -598,8 +603,9 @@ def stop_at(step):
     return callback
 
 
-def cut_and_resumed(folder, before=lambda t: None, after={}, step=4, **kw):
-    "Two trainers with the same data: one runs through, one is cut off and resumed; `before` happens to both, `after` are settings of the second life."
+def cut_and_resumed(folder, before=lambda t: None, after=None, step=4, **kw):
+    """Two trainers with the same data: one runs through, one is cut off and resumed; `before`
+    happens to both, `after` are settings of the second life."""
     straight = trainer(**kw)
     before(straight)
     straight.run()
@@ -608,7 +614,7 @@ def cut_and_resumed(folder, before=lambda t: None, after={}, step=4, **kw):
     first.add_callback('on_batch_end', stop_at(step))
     with pytest.raises(Cut):
         first.run()
-    t = trainer(folder, checkpoint_every=2, resume='auto', **kw | after)
+    t = trainer(folder, checkpoint_every=2, resume='auto', **kw | (after or {}))
     t.run()
     return straight, t
 
@@ -684,7 +690,8 @@ def test_other_bits_are_refused_unless_asked_for(tmp_path, finished, other, monk
     before = contents(tmp_path)
     with pytest.raises(
         OtherRun,
-        match=f'would go on with other bits: {name} is {value} here, and .* If that is meant, set same_bits=False',
+        match=f'would go on with other bits: {name} is {value} here, and .* '
+        'If that is meant, set same_bits=False',
     ):
         t.run()
     assert contents(tmp_path) == before
@@ -731,7 +738,8 @@ def test_a_kill_in_the_last_pruning_is_made_good(tmp_path, monkeypatch, finished
 
 
 class Room:
-    "Callback: files may not be larger than 100,000 bytes from step `first` to step `last`, as on a full disk."
+    """Callback: files may not be larger than 100,000 bytes from step `first` to step `last`, as on
+    a full disk."""
 
     def __init__(self, first, last):
         self.first, self.last = first, last
@@ -764,7 +772,10 @@ def test_a_full_disk_ends_the_run_only_at_the_last_save(tmp_path, finished, last
                     t.run()
     finally:
         room.end()
-    line = r'cannot write a checkpoint of 1,\d\d\d,\d\d\d bytes into .*step-0000000[46]: File too large; [\d,]+ bytes are free there. Trying again at the next checkpoint'
+    line = (
+        r'cannot write a checkpoint of 1,\d\d\d,\d\d\d bytes into .*step-0000000[46]: '
+        r'File too large; [\d,]+ bytes are free there. Trying again at the next checkpoint'
+    )
     assert len(caught) == 1 + (last == 9) and all(
         re.fullmatch(line, str(w.message)) for w in caught
     )
@@ -797,7 +808,8 @@ def test_rows_that_found_no_room_are_written_later(tmp_path):
     try:
         with pytest.warns(
             UserWarning,
-            match='cannot write metrics.jsonl into .*: File too large; .* Trying again after each step|cannot write a checkpoint',
+            match='cannot write metrics.jsonl into .*: File too large; .* '
+            'Trying again after each step|cannot write a checkpoint',
         ):
             t.run()
     finally:
@@ -1052,7 +1064,8 @@ def test_a_history_that_is_gone_is_not_the_end(tmp_path):
 
 
 def as_it_was_written_once(folder):
-    "The history, the loss and the scale in trainer.json, all settings in one list, and no eval.json."
+    """The history, the loss and the scale in trainer.json, all settings in one list, and no
+    eval.json."""
     state = json.loads((folder / 'trainer.json').read_text())
     rows = [
         json.loads(r) for r in (folder.parent.parent / 'metrics.jsonl').read_text().splitlines()
@@ -1086,7 +1099,8 @@ def test_checkpoints_of_before_are_loaded(tmp_path):
 def test_the_folder_of_a_run_is_no_checkpoint_but_points_to_auto(tmp_path, finished):
     with pytest.raises(
         CheckpointError,
-        match="is the folder of a run, not a checkpoint: resume='auto' with this as work_dir goes on",
+        match='is the folder of a run, not a checkpoint: '
+        "resume='auto' with this as work_dir goes on",
     ):
         trainer(tmp_path, resume=finished.config.work_dir).run()
 
@@ -1152,7 +1166,8 @@ def test_a_worker_that_dies_names_itself(tmp_path):
     t = trainer(tmp_path, data=Broken(die), num_workers=2, max_iters=50)
     with pytest.raises(
         RuntimeError,
-        match=r'step \d+: a data worker died: (DataLoader worker \(pid|ConnectionR|EOFE).*\. If .*num_workers, now 2.*Last checkpoint: None',
+        match=r'step \d+: a data worker died: (DataLoader worker \(pid|ConnectionR|EOFE).*\. '
+        r'If .*num_workers, now 2.*Last checkpoint: None',
     ):
         t.run()
 
@@ -1170,7 +1185,8 @@ def test_a_second_run_in_the_same_folder_is_refused_and_a_kill_frees_it(tmp_path
             break
     _, err = finish(start(tmp_path), code=1)
     assert re.search(
-        rf'FolderInUse: out is in use by another run, process {first.pid} on {re.escape(platform.node())}, since \d{{4}}-\d\d-\d\d ',
+        rf'FolderInUse: out is in use by another run, process {first.pid} on '
+        rf'{re.escape(platform.node())}, since \d{{4}}-\d\d-\d\d ',
         err.splitlines()[-1],
     )
     assert first.returncode is None and not list((tmp_path / 'out').glob('set-aside*'))

@@ -1,4 +1,5 @@
-"""Odd command lines, most of them in this process: each ends with one line and status 1, or runs. And terminals that show little, or go away."""
+"""Odd command lines, most of them in this process: each ends with one line and status 1, or runs.
+And terminals that show little, or go away."""
 
 import contextlib
 import io
@@ -42,7 +43,8 @@ GENERATE = ['generate', '--model=model', '--device=cpu', '--max_new_tokens=5', '
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    "An empty folder to stand in, with a home, a text and a model; no pictures, which take a second each."
+    """An empty folder to stand in, with a home, a text and a model; no pictures, which take a
+    second each."""
     monkeypatch.chdir(tmp_path)
     for name in 'HOME', 'USERPROFILE':
         monkeypatch.setenv(name, str(tmp_path / 'home'))
@@ -74,11 +76,14 @@ def refused(args, says):
 
 
 NOT_NONE = {
-    'adder': 'system.seed system.work_dir data.ndigit model.embd_pdrop model.resid_pdrop model.attn_pdrop model.tie_weights model.activation '
-    'model.layer_norm_epsilon trainer.device trainer.num_workers trainer.learning_rate trainer.betas trainer.weight_decay trainer.lr_schedule '
-    'trainer.warmup_iters trainer.min_lr trainer.log_every trainer.check_alignment trainer.keep_last trainer.keep_best trainer.dtype '
+    'adder': 'system.seed system.work_dir data.ndigit model.embd_pdrop model.resid_pdrop '
+    'model.attn_pdrop model.tie_weights model.activation model.layer_norm_epsilon trainer.device '
+    'trainer.num_workers trainer.learning_rate trainer.betas trainer.weight_decay '
+    'trainer.lr_schedule trainer.warmup_iters trainer.min_lr trainer.log_every '
+    'trainer.check_alignment trainer.keep_last trainer.keep_best trainer.dtype '
     'trainer.accumulate trainer.compile trainer.parallel',
-    'chargpt': 'system.seed system.work_dir system.muon text.map_above data.block_size sample.prompt sample.length sample.temperature trainer.batch_size',
+    'chargpt': 'system.seed system.work_dir system.muon text.map_above data.block_size '
+    'sample.prompt sample.length sample.temperature trainer.batch_size',
     'generate': 'model prompt num_samples max_new_tokens temperature device',
 }
 
@@ -93,8 +98,10 @@ def test_none_where_it_cannot_be(command, name, here):
 
 
 MAY_BE_NONE = {
-    'adder': 'system.threads model.model_type model.n_layer model.n_head model.n_embd model.vocab_size model.block_size model.n_inner trainer.max_iters '
-    'trainer.batch_size trainer.grad_norm_clip trainer.seed trainer.eval_every trainer.eval_batches trainer.progress trainer.work_dir '
+    'adder': 'system.threads model.model_type model.n_layer model.n_head model.n_embd '
+    'model.vocab_size model.block_size model.n_inner trainer.max_iters trainer.batch_size '
+    'trainer.grad_norm_clip trainer.seed trainer.eval_every trainer.eval_batches '
+    'trainer.progress trainer.work_dir '
     'trainer.checkpoint_every trainer.resume',
     'chargpt': 'system.threads text.file sample.top_k sample.top_p trainer.eval_every',
     'generate': 'top_k top_p seed',
@@ -313,7 +320,7 @@ def test_a_value_that_the_data_give_too(here, capsys):
     assert 'model: out' in capsys.readouterr().out
 
 
-# ---- terminals --------------------------------------------------------------------------------------------------------------
+# ---- terminals -----------------------------------------------------------------------------------
 
 SHOWS = 'Ça va? Привет ☃ 中 ' * 60
 
@@ -392,7 +399,8 @@ def test_a_text_from_a_pipe(here, capsys):
 
 @pytest.mark.skipif(os.name == 'nt', reason='pipes and locales of POSIX')
 def test_in_a_process_of_its_own(here):
-    "Nobody reads, the locale knows no letters, the name of the text is not UTF-8: the run ends well, and says nothing at Python's end."
+    """Nobody reads, the locale knows no letters, the name of the text is not UTF-8: the run ends
+    well, and says nothing at Python's end."""
     name = os.fsencode(here) + b'/caf\xe9.txt'
     with open(name, 'wb') as f:
         f.write(SHOWS.encode())
@@ -445,7 +453,7 @@ def test_utf16_without_a_mark_gets_a_warning(here, capsys):
         chargpt.main([*CHARGPT[1:], 't.txt'])
 
 
-# ---- warnings ---------------------------------------------------------------------------------------------------------------
+# ---- warnings ------------------------------------------------------------------------------------
 
 OF_OTHERS = [
     'Guards may run slower on Python 3.13.0. Consider upgrading to Python 3.13.1+.',
@@ -459,10 +467,10 @@ OF_OTHERS = [
 def test_what_other_libraries_say_of_this_machine_is_no_failure(text):
     with warnings.catch_warnings(record=True) as said:
         for kind in RuntimeWarning, UserWarning:
-            warnings.warn(text, kind)
+            warnings.warn(text, kind, stacklevel=1)
     assert [str(w.message) for w in said] == [text] * 2
     with pytest.raises(UserWarning):
-        warnings.warn('a warning of ours')
+        warnings.warn('a warning of ours', stacklevel=1)
 
 
 def test_nor_is_it_in_a_process_of_its_own():

@@ -1,4 +1,5 @@
-"mingpt_nb.data against a local server that misbehaves, in processes of its own: what a notebook cell cannot show."
+"""mingpt_nb.data against a local server that misbehaves, in processes of its own: what a notebook
+cell cannot show."""
 
 import contextlib
 import functools
@@ -87,11 +88,15 @@ def serve():
         s.server_close()
 
 
+N_BYTES = len(TEXT)
+WIKI = data.File('wiki', N_BYTES, SUM)
+
+
 def send(*args, **kw):
     return lambda h: h.send(*args, **kw)
 
 
-def get(server, path, digest=SUM, size=len(TEXT), **kw):
+def get(server, path, digest=SUM, size=N_BYTES, **kw):
     return data.download(server.url, path, digest, size, **{'wait': 0, 'timeout': (10, 10), **kw})
 
 
@@ -106,9 +111,12 @@ def python(code, *args, **kw):
     )
 
 
-FETCH = 'import sys; from mingpt_nb.data import download; print(download(sys.argv[1], sys.argv[2], sys.argv[3], wait=0))'
+FETCH = (
+    'import sys; from mingpt_nb.data import download; '
+    'print(download(sys.argv[1], sys.argv[2], sys.argv[3], wait=0))'
+)
 
-# ---- one process ------------------------------------------------------------------------------------------------------------
+# ---- one process ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -266,7 +274,7 @@ def test_plain_http_server_asked_for_https(serve, cache):
         data.download(server.url.replace('http:', 'https:'), cache / 'text')
 
 
-# ---- several processes ------------------------------------------------------------------------------------------------------
+# ---- several processes ---------------------------------------------------------------------------
 
 
 def test_processes_at_once(serve, cache):
@@ -306,12 +314,15 @@ def test_no_torch_and_nothing_fetched_on_import(cache):
 
 
 def test_english_is_the_same_in_every_process():
-    code = 'import hashlib; from mingpt_nb.data import english; print(hashlib.sha256(english().encode()).hexdigest())'
+    code = (
+        'import hashlib; from mingpt_nb.data import english; '
+        'print(hashlib.sha256(english().encode()).hexdigest())'
+    )
     jobs = [python(code, env={**os.environ, 'PYTHONHASHSEED': seed}) for seed in ('1', '2')]
     assert len({j.communicate(timeout=60)[0] for j in jobs}) == 1
 
 
-# ---- the texts --------------------------------------------------------------------------------------------------------------
+# ---- the texts -----------------------------------------------------------------------------------
 
 
 def zipped(**members):
@@ -324,7 +335,7 @@ def zipped(**members):
 
 @pytest.fixture
 def wiki(serve, monkeypatch):
-    def add(archive, member=data.File('wiki', len(TEXT), SUM), pinned=True):
+    def add(archive, member=WIKI, pinned=True):
         server = serve(functools.partial(Handler.honest, body=archive))
         digest = 'sha256:' + hashlib.sha256(archive).hexdigest() if pinned else None
         monkeypatch.setitem(

@@ -1,4 +1,5 @@
-"""GPT-2 checkpoints of many shapes against transformers: in, out, refused, in little memory, and from the command line."""
+"""GPT-2 checkpoints of many shapes against transformers: in, out, refused, in little memory, and
+from the command line."""
 
 import hashlib
 import itertools
@@ -374,10 +375,10 @@ def test_head_that_differs(tmp_path):
         GPT.from_pretrained(folder)
 
 
-def run(*args, env={}, code=None, module=None, cwd=None, plain=False):
+def run(*args, env=None, code=None, module=None, cwd=None, plain=False):
     what = ['-m', module] if module else ['-c', code or 'from mingpt_nb.utils import cli; cli()']
     process = processes.start(
-        *what, *args, env={'HF_HUB_OFFLINE': '1', **env}, cwd=cwd, plain=plain
+        *what, *args, env={'HF_HUB_OFFLINE': '1'} | (env or {}), cwd=cwd, plain=plain
     )
     out, err = process.communicate(timeout=120)
     return SimpleNamespace(returncode=process.returncode, stdout=out, stderr=err)
@@ -386,18 +387,21 @@ def run(*args, env={}, code=None, module=None, cwd=None, plain=False):
 MEASURE = '''
 import json, sys, mingpt_nb.gpt2
 from mingpt_nb.model import GPT
-peak = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]) * 1024
+status = lambda: next(l for l in open('/proc/self/status') if l.startswith('VmHWM'))
+peak = lambda: int(status().split()[1]) * 1024
 before = peak()
 model = GPT.from_pretrained(sys.argv[1])
 sizes = [p.numel() * 4 for p in model.parameters()]
-print(json.dumps([peak() - before, sum(sizes), max(sizes), [m for m in sys.modules if m.split('.')[0] in ('transformers', 'huggingface_hub')]]))
+peers = [m for m in sys.modules if m.split('.')[0] in ('transformers', 'huggingface_hub')]
+print(json.dumps([peak() - before, sum(sizes), max(sizes), peers]))
 '''
 
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads peak memory from /proc')
 @pytest.mark.parametrize('shard', [None, '20MB'])
 def test_memory(tmp_path, shard):
-    "Loading takes the weights, the largest tensor and little more; and a folder needs neither transformers nor the hub's library."
+    """Loading takes the weights, the largest tensor and little more; and a folder needs neither
+    transformers nor the hub's library."""
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         n_layer=6, n_embd=512, n_head=8, vocab_size=20000, n_positions=64
@@ -432,7 +436,8 @@ def gpt2_folder(tmp_path_factory):
 
 
 def test_program_logits_and_greedy(gpt2_folder, monkeypatch):
-    "What minGPT's unit test of its import does, with `mingpt` meaning this package and gpt2 a folder here."
+    """What minGPT's unit test of its import does, with `mingpt` meaning this package and gpt2 a
+    folder here."""
     monkeypatch.chdir(gpt2_folder.parent)
     for name in 'bpe', 'model', 'utils':
         monkeypatch.setitem(sys.modules, f'mingpt.{name}', getattr(mingpt_nb, name))
@@ -481,13 +486,9 @@ def test_program_samples(gpt2_folder, monkeypatch):
 
 
 def test_hub_cache(tmp_path, gpt2_folder):
-    "A model in the Hugging Face cache loads by name, under its old name or its new one, without a network."
-    for repo, name in (
-        ('openai-community--gpt2', 'gpt2'),
-        ('gpt2-medium', 'gpt2-medium'),
-        ('distilbert--distilgpt2', 'distilgpt2'),
-        ('me--mine', 'me/mine'),
-    ):
+    """A model in the Hugging Face cache loads by name, under its old name or its new one, without a
+    network."""
+    for repo in 'openai-community--gpt2', 'gpt2-medium', 'distilbert--distilgpt2', 'me--mine':
         snapshot = tmp_path / 'hub' / f'models--{repo}' / 'snapshots' / ('a' * 40)
         snapshot.mkdir(parents=True)
         for p in gpt2_folder.iterdir():
@@ -495,7 +496,10 @@ def test_hub_cache(tmp_path, gpt2_folder):
         refs = snapshot.parents[1] / 'refs'
         refs.mkdir()
         (refs / 'main').write_text('a' * 40)
-    code = 'import sys; from mingpt_nb.model import GPT\nfor n in sys.argv[1:]: print(n, GPT.from_pretrained(n).config.vocab_size)'
+    code = (
+        'import sys; from mingpt_nb.model import GPT\n'
+        'for n in sys.argv[1:]: print(n, GPT.from_pretrained(n).config.vocab_size)'
+    )
     out = run(
         'gpt2',
         'gpt2-medium',
@@ -528,12 +532,14 @@ def test_hub_cache(tmp_path, gpt2_folder):
 
 
 def test_without_transformers(gpt2_folder):
-    "Reading and writing folders works where neither transformers nor the hub's library can be imported; names and to_hf say what to install."
+    """Reading and writing folders works where neither transformers nor the hub's library can be
+    imported; names and to_hf say what to install."""
     code = '''
 import sys, tempfile
 class Absent:
     def find_spec(self, name, *args):
-        if name.split('.')[0] in ('transformers', 'huggingface_hub', 'tokenizers'): raise ModuleNotFoundError(name)
+        if name.split('.')[0] in ('transformers', 'huggingface_hub', 'tokenizers'):
+            raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
 from mingpt_nb.model import GPT
 model = GPT.from_pretrained(sys.argv[1])
@@ -615,9 +621,9 @@ def test_tokenizers_of_transformers(tmp_path, gpt2_folder):
 
 
 def test_text_is_never_cut_inside_a_character(gpt2_folder):
-    model, enc = GPT.from_pretrained(gpt2_folder), get_encoder()
+    enc = get_encoder()
     g = torch.Generator().manual_seed(0)
-    for n in range(20):
+    for _ in range(20):
         ids = torch.randint(50257, (30,), generator=g).tolist()
         assert ''.join(gpt2.pieces(enc, ids)) == enc.decode(ids)
     text = '你好🤗 naïve'
@@ -648,7 +654,7 @@ def test_perplexity_against_transformers(tmp_path):
     )
 
 
-# ---- folders that hold something else ------------------------------------------------------------------------------
+# ---- folders that hold something else ------------------------------------------------------------
 
 
 def tiny(**kwargs):
@@ -677,9 +683,12 @@ NOT_THEM = {
     'utf-16': '{"a": 1}'.encode('utf-16'),
     'words': b'{"a": "b"}',
     'numbers': b'{"a": 1.5, "b": -3, "model_type": 7, "format": [], "weight_map": 3, "model": 1}',
-    'odd sizes': b'{"format": "mingpt_nb", "n_layer": "1", "n_head": null, "model_type": "gpt2", "n_embd": 1e400, "vocab_size": [3]}',
-    'huge': b'{"format": "mingpt_nb", "n_layer": 100000000000, "n_head": 1, "n_embd": 1, "vocab_size": 1, "block_size": 1}',
-    'huge gpt2': b'{"model_type": "gpt2", "n_layer": 100000000000, "n_head": 1, "n_embd": 1, "vocab_size": 1, "n_positions": 1}',
+    'odd sizes': b'{"format": "mingpt_nb", "n_layer": "1", "n_head": null, '
+    b'"model_type": "gpt2", "n_embd": 1e400, "vocab_size": [3]}',
+    'huge': b'{"format": "mingpt_nb", "n_layer": 100000000000, "n_head": 1, '
+    b'"n_embd": 1, "vocab_size": 1, "block_size": 1}',
+    'huge gpt2': b'{"model_type": "gpt2", "n_layer": 100000000000, "n_head": 1, '
+    b'"n_embd": 1, "vocab_size": 1, "n_positions": 1}',
 }
 
 
@@ -689,7 +698,8 @@ NOT_THEM = {
     ids=['model', 'pretrained', 'bin', 'shards', 'tokenizer'],
 )
 def test_a_damaged_file_is_named(tmp_path, words, save, capsys):
-    "Whatever is in a file of a folder: one line that names the file, from every function and command that reads it."
+    """Whatever is in a file of a folder: one line that names the file, from every function and
+    command that reads it."""
     from mingpt_nb.checkpoints import export
 
     model, sound, folder = tiny(), tmp_path / 'sound', tmp_path / 'm'
@@ -748,7 +758,8 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, words):
 
 
 def test_what_a_folder_holds_is_what_was_saved(tmp_path, words):
-    "Every pair of savings over each other, with three kinds of tokenizers or none, in both formats."
+    """Every pair of savings over each other, with three kinds of tokenizers or none, in both
+    formats."""
     from mingpt_nb.trainer import load_model
 
     kinds = [None, CharTokenizer('abcd'), CharTokenizer('abcdefgh'), words]
@@ -889,7 +900,7 @@ def test_ids_that_the_tokenizer_lacks_are_not_drawn(tmp_path, words, capsys):
     assert len(write_text(model, CharTokenizer('abc'), 'a', 100)) == 101
 
 
-# ---- tokenizers of others ------------------------------------------------------------------------------------------
+# ---- tokenizers of others ------------------------------------------------------------------------
 
 NAMES = [
     '<user>',
@@ -1019,14 +1030,15 @@ ODD = [
 
 @pytest.mark.parametrize('seed', range(6))
 def test_a_tokenizer_gives_the_ids_of_tokenizers_or_is_refused(tmp_path, words, seed):
-    "A tokenizer.json with tokens, flags and settings at random: the ids of Hugging Face's library, also when saved again, or the setting by name."
+    """A tokenizer.json with tokens, flags and settings at random: the ids of Hugging Face's
+    library, also when saved again, or the setting by name."""
     tokenizers, rng, same, refused = (
         pytest.importorskip('tokenizers'),
         random.Random(seed),
         0,
         set(),
     )
-    for case in range(40):
+    for _ in range(40):
         found, names, new = (
             mingpt_nb.bpe.tokenizer_json(words),
             set(),
@@ -1075,7 +1087,8 @@ def test_a_tokenizer_gives_the_ids_of_tokenizers_or_is_refused(tmp_path, words, 
 
 @pytest.mark.parametrize('seed', range(2))
 def test_added_tokens_beside_a_vocabulary(tmp_path, words, seed):
-    "What older versions of transformers write: ids and sizes as AutoTokenizer has them, or the setting that is not supported."
+    """What older versions of transformers write: ids and sizes as AutoTokenizer has them, or the
+    setting that is not supported."""
     rng, same, refused = random.Random(seed), 0, set()
     for case in range(15):
         folder = tmp_path / str(case)

@@ -1,4 +1,5 @@
-"""What a user gets from pip: every module imports with the runtime dependencies alone, and the vocabulary is there."""
+"""What a user gets from pip: every module imports with the runtime dependencies alone, and the
+vocabulary is there."""
 
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from importlib.abc import MetaPathFinder
 class Absent(MetaPathFinder):
     "Makes optional packages look as if they were not installed."
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'transformers', 'matplotlib', 'nbdev', 'fastcore', 'execnb', 'IPython', 'tiktoken', 'tokenizers'}:
+        if name.split('.')[0] in {'transformers', 'matplotlib', 'nbdev', 'fastcore', 'execnb',
+                                  'IPython', 'tiktoken', 'tokenizers'}:
             raise ModuleNotFoundError(f'No module named {name!r}', name=name)
 
 sys.meta_path.insert(0, Absent())

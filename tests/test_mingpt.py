@@ -109,7 +109,8 @@ def mingpt(monkeypatch):
 
 
 class Doubling(Dataset):
-    "x x x -> each id doubled modulo 10, built item by item and at random, as minGPT's sorting demo does."
+    """x x x -> each id doubled modulo 10, built item by item and at random, as minGPT's sorting
+    demo does."""
 
     def __len__(self):
         return 10000

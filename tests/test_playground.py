@@ -1,4 +1,5 @@
-"""The playground in a real browser: its JavaScript computes what Python computes, and each part answers a keyboard and a mouse."""
+"""The playground in a real browser: its JavaScript computes what Python computes, and each part
+answers a keyboard and a mouse."""
 
 import functools
 import itertools
@@ -46,7 +47,8 @@ def context(browser):
 
 @pytest.fixture(scope='module')
 def page(context, site):
-    "The page, ready; nothing may go wrong in its console, and nothing be asked of another host. Each test brings its own input."
+    """The page, ready; nothing may go wrong in its console, and nothing be asked of another host.
+    Each test brings its own input."""
     page = visit(context, site + 'playground.html')
     yield page
     page.close()
@@ -55,9 +57,10 @@ def page(context, site):
 
 # What it computes
 
-WORDS = "the of don't we'll I'd you're they've I'm it's 'S 's GPT ChatGPT unbelievable naïve Straße 3.14 1,000 x²  ½ Ⅷ foo_bar x+=1; return(a[i]) {} // # \"\"\" <|endoftext|> …".split(
-    ' '
-)
+WORDS = (
+    "the of don't we'll I'd you're they've I'm it's 'S 's GPT ChatGPT unbelievable naïve Straße "
+    "3.14 1,000 x²  ½ Ⅷ foo_bar x+=1; return(a[i]) {} // # \"\"\" <|endoftext|> …"
+).split(' ')
 SPACES = [
     chr(c)
     for c in (
@@ -154,11 +157,14 @@ def test_logits_and_attention_are_pythons(page, name):
     ]
     result = page.evaluate(
         '''async ([name, prompts]) => {
-        const { GPT, KVCache } = await import('/playground/gpt.js'), model = await GPT.load('/playground/' + name);
+        const { GPT, KVCache } = await import('/playground/gpt.js');
+        const model = await GPT.load('/playground/' + name);
         return prompts.map((ids, k) => {
             if (k % 2) return { logits: [...model.forward(ids).logits] };
-            const cache = new KVCache(model.config), steps = ids.map(id => model.forward([id], cache));     // one token at a time
-            return { logits: steps.flatMap(s => [...s.logits]), looks: steps.at(-1).weights.map(heads => heads.map(w => [...w])) };
+            const cache = new KVCache(model.config);
+            const steps = ids.map(id => model.forward([id], cache));     // one token at a time
+            const looks = steps.at(-1).weights.map(heads => heads.map(w => [...w]));
+            return { logits: steps.flatMap(s => [...s.logits]), looks };
         });
     }''',
         [name, prompts],
@@ -185,8 +191,10 @@ def test_probabilities_are_pythons(page):
     result = page.evaluate(
         '''async ([logits, ways]) => {
         const { next_probs, draw } = await import('/playground/sample.js');
-        return [ways.map(([t, k]) => [...next_probs(logits, t, k)]), [...next_probs(logits, 0, 0)].indexOf(1),
-                [0, .24, .25, .26, .74, .76, .9999999999].map(r => draw([.25, .5, 0, .25], r)), draw([.5, .4, 0], .95)];
+        const at = [0, .24, .25, .26, .74, .76, .9999999999];
+        const drawn = at.map(r => draw([.25, .5, 0, .25], r));
+        return [ways.map(([t, k]) => [...next_probs(logits, t, k)]),
+                [...next_probs(logits, 0, 0)].indexOf(1), drawn, draw([.5, .4, 0], .95)];
     }''',
         [logits.tolist(), ways],
     )
@@ -206,7 +214,9 @@ def test_sums_and_texts_are_pythons(page):
     sums = [divmod(n, 100) for n in random.Random(2).sample(range(10_000), 100)]
     js = page.evaluate(
         '''async sums => {
-        const { GPT } = await import('/playground/gpt.js'), { add } = await import('/playground/adder.js'), model = await GPT.load('/playground/adder');
+        const { GPT } = await import('/playground/gpt.js');
+        const { add } = await import('/playground/adder.js');
+        const model = await GPT.load('/playground/adder');
         return sums.map(([a, b]) => add(model, a, b).answer);
     }''',
         sums,
@@ -215,9 +225,12 @@ def test_sums_and_texts_are_pythons(page):
     model, tok = load('chargpt')
     js = page.evaluate(
         '''async ids => {
-        const { GPT } = await import('/playground/gpt.js'), { write } = await import('/playground/writer.js'), model = await GPT.load('/playground/chargpt');
+        const { GPT } = await import('/playground/gpt.js');
+        const { write } = await import('/playground/writer.js');
+        const model = await GPT.load('/playground/chargpt');
         const new_ids = [];
-        for (const { id } of write(model, ids, 0, () => ({ temperature: 0, top_k: 0 }))) if (new_ids.push(id) === 70) return new_ids;
+        for (const { id } of write(model, ids, 0, () => ({ temperature: 0, top_k: 0 })))
+            if (new_ids.push(id) === 70) return new_ids;
     }''',
         tok.encode('ROMEO:'),
     )
@@ -459,10 +472,15 @@ def test_the_example_on_the_page_is_what_the_programs_make(browser, site, contex
         example = bare.locator('#pg-out').inner_text()
     made = page.evaluate(
         '''async n => {
-        const { GPT } = await import('/playground/gpt.js'), { write, CharTokenizer } = await import('/playground/writer.js');
-        const model = await GPT.load('/playground/chargpt'), tok = new CharTokenizer(await (await fetch('/playground/chargpt/vocab.json')).json()), ids = [];
+        const { GPT } = await import('/playground/gpt.js');
+        const { write, CharTokenizer } = await import('/playground/writer.js');
+        const model = await GPT.load('/playground/chargpt'), ids = [];
+        const vocab = await fetch('/playground/chargpt/vocab.json');
+        const tok = new CharTokenizer(await vocab.json());
         const seed = Number(document.getElementById('pg-seed').value);
-        for (const { id } of write(model, tok.encode('ROMEO:'), seed, () => ({ temperature: 0.8, top_k: 0 }))) if (ids.push(id) === n) return tok.decode(ids);
+        const how = () => ({ temperature: 0.8, top_k: 0 });
+        for (const { id } of write(model, tok.encode('ROMEO:'), seed, how))
+            if (ids.push(id) === n) return tok.decode(ids);
     }''',
         80,
     )

@@ -1,4 +1,5 @@
-"""What a cell of chapter 08 cannot show: real processes that share a batch, die, and are started again; memory that runs out anywhere."""
+"""What a cell of chapter 08 cannot show: real processes that share a batch, die, and are started
+again; memory that runs out anywhere."""
 
 import json
 import os
@@ -50,13 +51,17 @@ class Deadly(Uneven):
 def new_trainer(*args, data=None, dropout=0.):
     set_seed(1)
     c, t = GPT.get_default_config(), Trainer.get_default_config()
-    c.merge_from_dict(dict(model_type='gpt-nano', vocab_size=50, block_size=16, embd_pdrop=dropout, resid_pdrop=dropout, attn_pdrop=dropout))
-    t.merge_from_dict(dict(device='cpu', max_iters=50, batch_size=64, learning_rate=1e-3, log_every=1, dtype='float32', progress=False))
+    c.merge_from_dict(dict(model_type='gpt-nano', vocab_size=50, block_size=16))
+    c.merge_from_dict(dict(embd_pdrop=dropout, resid_pdrop=dropout, attn_pdrop=dropout))
+    t.merge_from_dict(dict(device='cpu', dtype='float32', max_iters=50, batch_size=64))
+    t.merge_from_dict(dict(learning_rate=1e-3, log_every=1, progress=False))
     t.merge_from_args(args)
     return Trainer(t, GPT(c), data or Uneven())
 
 if __name__ == '__main__':
-    trainer = new_trainer(*sys.argv[2:], data=Deadly() if sys.argv[1] == 'deadly' else Uneven(), dropout=0.1 if sys.argv[1] == 'dropout' else 0.)
+    data = Deadly() if sys.argv[1] == 'deadly' else Uneven()
+    dropout = 0.1 if sys.argv[1] == 'dropout' else 0.
+    trainer = new_trainer(*sys.argv[2:], data=data, dropout=dropout)
     trainer.add_callback('on_batch_end', lambda t: print('step', t.iter_num, flush=True))
     trainer.run()
     print('done', trainer.iter_num, trainer.engine.world)
@@ -80,7 +85,8 @@ def start(folder, *args, launcher=()):
 
 
 def both(folder, *args, program=PROGRAM, code=0):
-    "The same in two processes with the environment that torchrun gives them; (output, errors) of each."
+    """The same in two processes with the environment that torchrun gives them; (output, errors) of
+    each."""
     (folder / 'program.py').write_text(program)
     store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
     env = dict(
@@ -184,7 +190,8 @@ def test_accumulating_processes_send_gradients_once_per_step(tmp_path, straight)
 
 @torchrun
 def test_a_killed_process_ends_the_job_and_restarts_resume_it(tmp_path, straight):
-    "It dies, is started again, dies again further on, and the job ends; what is left is done by one process."
+    """It dies, is started again, dies again further on, and the job ends; what is left is done by
+    one process."""
     out, err = finish(
         start(
             tmp_path,
@@ -243,7 +250,8 @@ class Trap(torch.autograd.Function):
 
 
 def out_of_memory(trainer, where, steps, rows):
-    "Let memory run out at these steps, in forward or backward, for calls with more than so many rows."
+    """Let memory run out at these steps, in forward or backward, for calls with more than so many
+    rows."""
 
     def hook(model, args, out):
         armed = trainer.iter_num in steps and len(args[0]) > rows
@@ -342,7 +350,8 @@ class Broken(Uneven):
 
 def mistake(t):
     if t.iter_num == 2 and what == 'mine': raise ValueError('my own mistake')
-    if t.iter_num == 2 and what == 'generate': t.model.generate(torch.zeros(1, 1, dtype=torch.long), 3)
+    if t.iter_num == 2 and what == 'generate':
+        t.model.generate(torch.zeros(1, 1, dtype=torch.long), 3)
 
 what = sys.argv[1]
 trainer = new_trainer(*sys.argv[2:], data=Broken() if what == 'data' else None)
@@ -398,12 +407,16 @@ def look(): w.to_local().sum() if t.engine.sharded else w.sum()
 t = new_trainer(*sys.argv[1:])
 t.optimizer = t.model.configure_optimizers(t.config)
 w = t.model.lm_head.weight
-for act in [double, triple, flip, change_rate, save, look] + [gather, forward, barrier] * t.engine.sharded:
+acts = [double, triple, flip, change_rate, save, look]
+for act in acts + [gather, forward, barrier] * t.engine.sharded:
     if t.engine.rank: break
     try:
         with t.engine.alone('on_batch_end'): act()
         print(act.__name__, 'is allowed')
-    except RunError as e: print(act.__name__, 'changed' if 'has changed weights or settings' in str(e) else 'needs' if 'needs the other processes' in str(e) else e)
+    except RunError as e:
+        changed = 'has changed weights or settings' in str(e)
+        needs = 'needs the other processes' in str(e)
+        print(act.__name__, 'changed' if changed else 'needs' if needs else e)
 '''
 )
 

@@ -1,4 +1,5 @@
-"""The site as a reader gets it: no page asks another host for anything, every link leads somewhere, and everybody can read it."""
+"""The site as a reader gets it: no page asks another host for anything, every link leads somewhere,
+and everybody can read it."""
 
 import io
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 LOOK = '''() => ({
     ids: [...document.querySelectorAll('[id], a[name]')].map(e => e.id || e.name),
     links: [...document.querySelectorAll('a[href]')].map(e => e.href),
-    bare: [...document.querySelectorAll('img')].filter(e => !e.alt && e.getAttribute('role') != 'presentation').map(e => e.src.slice(0, 80)),
-    headings: [...document.querySelectorAll('main h1, main h2, main h3, main h4, main h5, main h6')].map(e => [+e.tagName[1], e.textContent]),
+    bare: [...document.querySelectorAll('img')]
+        .filter(e => !e.alt && e.getAttribute('role') != 'presentation')
+        .map(e => e.src.slice(0, 80)),
+    headings: [...document.querySelectorAll('main :is(h1, h2, h3, h4, h5, h6)')]
+        .map(e => [+e.tagName[1], e.textContent]),
     raw: [...document.querySelectorAll('main p, main li, main td, .math')].flatMap(e => {
         e = e.cloneNode(true); e.querySelectorAll('code').forEach(c => c.remove());
         return e.textContent.match(/\\\\[(\\[]|\\\\(frac|sum|sqrt|text)\\b/g) || [] }),
@@ -28,13 +32,16 @@ else:
 def overflow(page):
     "How many pixels the page is wider than the window, and the elements that stick out."
     return page.evaluate('''() => {
-        const width = document.documentElement.clientWidth, extra = document.documentElement.scrollWidth - width;
-        const out = extra > 0 ? [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > width + 1) : [];
+        const width = document.documentElement.clientWidth;
+        const extra = document.documentElement.scrollWidth - width;
+        const wide = e => e.getBoundingClientRect().right > width + 1;
+        const out = extra > 0 ? [...document.querySelectorAll('body *')].filter(wide) : [];
         return [extra, out.slice(0, 5).map(e => e.outerHTML.slice(0, 100))];
     }''')
 
 
-# Contrast is slow to judge, two seconds for a page, and depends on colours, size and what is behind: of each combination, three places are enough.
+# Contrast is slow to judge, two seconds for a page, and depends on colours, size and what is
+# behind: of each combination, three places are enough.
 CODE = '''() => {
     const seen = {};
     for (const e of document.querySelectorAll('pre code span')) {
@@ -48,28 +55,38 @@ KINDS = '''() => {
     const keep = e => { for (; e && !stay.has(e); e = e.parentElement) stay.add(e) };
     const backdrop = e => {
         if (e && !behind.has(e)) {
-            const s = getComputedStyle(e), own = [s.backgroundColor, s.backgroundImage, s.opacity, s.filter, s.position == 'static' ? '' : e.tagName + e.className].join();
-            behind.set(e, backdrop(e.parentElement) + (own == 'rgba(0, 0, 0, 0),none,1,none,' ? '' : own + ';'));
+            const s = getComputedStyle(e), placed = s.position != 'static';
+            const own = [s.backgroundColor, s.backgroundImage, s.opacity, s.filter,
+                placed ? e.tagName + e.className : ''].join();
+            const bare = own == 'rgba(0, 0, 0, 0),none,1,none,';
+            behind.set(e, backdrop(e.parentElement) + (bare ? '' : own + ';'));
         }
         return e ? behind.get(e) : '';
     };
     for (const e of document.querySelectorAll('body *')) {
         if (e.matches('input, textarea, select, button')) keep(e);
-        if (![...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()) || !e.getClientRects().length) continue;
+        if (![...e.childNodes].some(n => n.nodeType == 3 && n.data.trim())) continue;
+        if (!e.getClientRects().length) continue;
         const s = getComputedStyle(e), link = e.closest('a'), l = link && getComputedStyle(link);
-        const around = link ? [link.parentElement.tagName, getComputedStyle(link.parentElement).color, l.textDecorationLine, l.fontWeight, l.borderBottom] : '';
-        const kind = [s.color, s.fontSize, s.fontWeight, s.textShadow, around, backdrop(e)].join(' ');
+        const parent = link && link.parentElement;
+        const around = link ? [parent.tagName, getComputedStyle(parent).color,
+            l.textDecorationLine, l.fontWeight, l.borderBottom] : '';
+        const look = [s.color, s.fontSize, s.fontWeight, s.textShadow];
+        const kind = [...look, around, backdrop(e)].join(' ');
         seen[kind] = (seen[kind] || 0) + 1;
         if (seen[kind] <= 3) keep(e);
     }
-    for (const e of document.querySelectorAll('body *'))                     // a row that is not needed stays, but empty, for the stripes of the others
-        if (!stay.has(e) && stay.has(e.parentElement)) e.matches('span') ? e.remove() : e.replaceChildren();
+    for (const e of document.querySelectorAll('body *'))
+        // a row that is not needed stays, but empty, for the stripes of the others
+        if (!stay.has(e) && stay.has(e.parentElement))
+            e.matches('span') ? e.remove() : e.replaceChildren();
 }'''
 COLOURS = ['color-contrast', 'link-in-text-block']
 
 
 def barriers(page):
-    "What axe finds on the page that is open: all rules in light mode, those on colours also in dark mode."
+    """What axe finds on the page that is open: all rules in light mode, those on colours also in
+    dark mode."""
     page.set_viewport_size(dict(width=WIDTHS[1], height=900))
     judge = lambda **options: page.evaluate(
         'options => axe.run(document, options)', dict(options, resultTypes=['violations'])

@@ -1,4 +1,5 @@
-"Token files: what a notebook cell cannot show. Gigabytes, limits on memory, processes that die, files of all kinds."
+"""Token files: what a notebook cell cannot show. Gigabytes, limits on memory, processes that die,
+files of all kinds."""
 
 import json
 import os
@@ -59,13 +60,18 @@ import numpy as np
 from mingpt_nb.data import TokenDataset, TokenFile, split
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import Trainer
-def held(pid='self'): return int(re.search(r'VmRSS:\\s+(\\d+)', Path(f'/proc/{pid}/status').read_text())[1]) >> 10
-def children(): return [int(p) for p in Path('/proc/self/task').glob('*/children') for p in p.read_text().split()]
+def held(pid='self'):
+    return int(re.search(r'VmRSS:\\s+(\\d+)', Path(f'/proc/{pid}/status').read_text())[1]) >> 10
+def children():
+    tasks = Path('/proc/self/task').glob('*/children')
+    return [int(p) for task in tasks for p in task.read_text().split()]
 def trained(train, valid, workers):
     "MiB of the largest worker, once torch has its buffers and the file is open."
     m, c = GPT.get_default_config(), Trainer.get_default_config()
-    m.merge_from_dict(dict(model_type=None, n_layer=1, n_head=1, n_embd=4, vocab_size=train.get_vocab_size(), block_size=64))
-    c.merge_from_dict(dict(max_iters=15, batch_size=8, device='cpu', seed=1, num_workers=workers, eval_every=5, eval_batches=1))
+    m.merge_from_dict(dict(model_type=None, n_layer=1, n_head=1, n_embd=4))
+    m.merge_from_dict(dict(vocab_size=train.get_vocab_size(), block_size=64))
+    c.merge_from_dict(dict(max_iters=15, batch_size=8, device='cpu', seed=1, num_workers=workers))
+    c.merge_from_dict(dict(eval_every=5, eval_batches=1))
     trainer = Trainer(c, GPT(m), train, valid)
     peak = []
     def watch(t):
@@ -77,7 +83,7 @@ def main():
     train, valid = (TokenDataset(part, 64) for part in split(TokenFile('ids.bin'), (9, 1)))
     alone, of_worker = (trained(train, valid, workers) for workers in (0, 2))
     rng, before = np.random.default_rng(0), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    for _ in range(500):                                                     # and now touch most of the file, as a long run would
+    for _ in range(500):  # and now touch most of the file, as a long run would
         starts = rng.integers(len(train), size=256).tolist()
         x, y = train.__getitems__(starts)
         assert x[0, 0] == starts[0] % 49999 and y[-1, -1] == (starts[-1] + 64) % 49999
@@ -103,8 +109,12 @@ from mingpt_nb.bpe import get_encoder
 from mingpt_nb.data import write_tokens
 def main():
     tok = get_encoder()
-    peak = lambda: max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) >> 10
-    def grown(name): before = peak(); write_tokens(name + '.bin', name, tok, processes=PROCESSES); return peak() - before
+    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    peak = lambda: max(resource.getrusage(who).ru_maxrss for who in whose) >> 10
+    def grown(name):
+        before = peak()
+        write_tokens(name + '.bin', name, tok, processes=PROCESSES)
+        return peak() - before
     grown('small.txt')
     print(grown('large.txt'))
 if __name__ == '__main__': main()
@@ -124,7 +134,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, processes):
                 f.write(text + '\n')
     grown = int(run(WRITE.replace('PROCESSES', str(processes)), tmp_path)[0])
     assert grown < 30, (
-        f'{grown} MiB more for {os.path.getsize(tmp_path / "large.txt") >> 20} MiB than for a fifteenth of them'
+        f'{grown} MiB more for {os.path.getsize(tmp_path / "large.txt") >> 20} MiB '
+        'than for a fifteenth of them'
     )
     once = GPT2.encode(text + '\n')
     ids = TokenFile(tmp_path / 'large.txt.bin', GPT2)
@@ -206,9 +217,10 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, damage, says):
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
-    old = write_tokens(tmp_path / 'ids', ['old'], GPT2)
+    write_tokens(tmp_path / 'ids', ['old'], GPT2)
     code = (
-        "import os, signal\nfrom mingpt_nb.bpe import get_encoder\nfrom mingpt_nb.data import write_tokens\n"
+        "import os, signal\nfrom mingpt_nb.bpe import get_encoder\n"
+        "from mingpt_nb.data import write_tokens\n"
         "def texts():\n    yield 'new ' * 10**6\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_tokens('ids', texts(), get_encoder())\n"
     )

@@ -22,7 +22,10 @@ from mingpt_nb.utils import CfgNode, cli, set_seed
 
 
 def test_batches_are_the_same_in_every_process():
-    code = 'import json; from mingpt_nb.trainer import batch_indices; print(json.dumps([batch_indices(7, s, 10**12, 8) for s in (0, 1, 99)]))'
+    code = (
+        'import json; from mingpt_nb.trainer import batch_indices; '
+        'print(json.dumps([batch_indices(7, s, 10**12, 8) for s in (0, 1, 99)]))'
+    )
     here = [batch_indices(7, s, 10**12, 8) for s in (0, 1, 99)]
     assert json.loads(run('-c', code, env=dict(PYTHONHASHSEED='1'))[0]) == here
 
@@ -61,7 +64,8 @@ def test_a_kill_while_saving_leaves_a_whole_model(tmp_path):
     code = f'''
 from mingpt_nb.model import GPT
 from mingpt_nb.trainer import save_model
-c = GPT.get_default_config(); c.merge_from_dict(dict(model_type='gpt-mini', vocab_size=500, block_size=64))
+c = GPT.get_default_config()
+c.merge_from_dict(dict(model_type='gpt-mini', vocab_size=500, block_size=64))
 model = GPT(c)
 while True: save_model(model, {str(tmp_path)!r}); print('saved', flush=True)
 '''
@@ -181,7 +185,8 @@ def test_a_spoilt_model_is_never_saved(tmp_path):
     t.add_callback('on_batch_end', spoil)
     with pytest.raises(
         RuntimeError,
-        match='step 3: weights that are not finite, the first in transformer.wpe.weight.*step-00000002$',
+        match='step 3: weights that are not finite, '
+        'the first in transformer.wpe.weight.*step-00000002$',
     ):
         t.run()
     assert [p.name for p in checkpoints(tmp_path)] == ['step-00000001', 'step-00000002']
@@ -235,7 +240,8 @@ def ran(*args, **kw):
 
 
 class Stories(list):
-    "Rows of ids with a question at the start that is not to be predicted, as one kind of item or the other."
+    """Rows of ids with a question at the start that is not to be predicted, as one kind of item or
+    the other."""
 
     def __init__(self, item):
         super().__init__(item((torch.arange(i, i + 7) ** 2 % 11), 2 + i % 3) for i in range(30))
@@ -294,7 +300,8 @@ class Stream(torch.utils.data.IterableDataset):
 def test_streams_are_told_what_to_do(data):
     with pytest.raises(
         ValueError,
-        match=r'train_dataset, \w+, has no length or no items by number.*make a list of what it gives, or write its ids to a token file',
+        match=r'train_dataset, \w+, has no length or no items by number.*'
+        'make a list of what it gives, or write its ids to a token file',
     ):
         new_trainer(data)
     with pytest.raises(ValueError, match='eval_dataset, '):

@@ -1,7 +1,8 @@
-"""Whoever runs a chapter again in the same kernel, after a change, starts from what the first run has left behind.
+"""Whoever runs a chapter again in the same kernel, after a change, starts from what the first run
+has left behind.
 
-All chapters take minutes: `make twice` runs them, and `make portable` does. The test suite tries the quick ones, and looks for what
-has gone wrong before in the others."""
+All chapters take minutes: `make twice` runs them, and `make portable` does. The test suite tries
+the quick ones, and looks for what has gone wrong before in the others."""
 
 import ast
 import os
@@ -57,7 +58,8 @@ def test_a_cell_that_works_only_once_is_found(tmp_path):
 
 
 def calls(source):
-    "What a cell calls when it runs, in order, each written as in the cell; not what stands in functions and classes."
+    """What a cell calls when it runs, in order, each written as in the cell; not what stands in
+    functions and classes."""
     nodes = ast.parse(source).body[::-1]
     while nodes:
         node = nodes.pop()

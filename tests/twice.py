@@ -1,4 +1,5 @@
-"twice.py NOTEBOOK ...: run all cells of each notebook, and then all of them again in the same kernel, as 'Run all' does."
+"""twice.py NOTEBOOK ...: run all cells of each notebook, and then all of them again in the same
+kernel, as 'Run all' does."""
 
 import sys
 import time
