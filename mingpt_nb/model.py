@@ -10,7 +10,6 @@ __all__ = ['ACTIVATIONS', 'PRESETS', 'NewGELU', 'MLP', 'Block', 'count_params', 
 
 # %% ../nbs/02_model.ipynb #dba834c3
 import math
-import os
 
 import torch
 import torch.nn as nn
@@ -19,16 +18,18 @@ from torch.nn import functional as F
 # %% ../nbs/02_model.ipynb #39ec1865
 from .attention import CausalSelfAttention, KVCache
 from mingpt_nb.checks import (
-    as_integer,
-    as_number,
     check_allowed,
     check_idx,
     check_logits,
+    check_memory,
+    check_model,
+    check_preset,
     check_sampling,
     check_stops,
     check_targets,
 )
-from .utils import CfgNode, ConfigError, as_python, evaluating, patch, plain_name
+from .utils import CfgNode, evaluating, patch
+from .weights import fit_names
 
 # %% ../nbs/02_model.ipynb #fafb7575
 class NewGELU(nn.Module):
@@ -135,78 +136,18 @@ def default_config() -> CfgNode:
         n_inner=int | None,
     )
 
-# %% ../nbs/02_model.ipynb #7feadd56
-_SIZES = 'n_layer', 'n_head', 'n_embd'
-
-
-def _apply_preset(c):
-    "Fill in the sizes from the preset; `ConfigError` unless exactly one of preset and sizes is given."
-    given = {k: getattr(c, k) for k in _SIZES if getattr(c, k) is not None}
-    if c.model_type in (None, 'gpt'):
-        if len(given) < 3:
-            raise ConfigError(
-                f'give model_type a preset ({", ".join(PRESETS)}) or set all of '
-                f'n_layer, n_head, n_embd; got model_type={c.model_type!r} and {given or "no sizes"}'
-            )
-    elif c.model_type not in [*PRESETS]:
-        raise ConfigError(f'unknown model_type {c.model_type!r}; presets: {", ".join(PRESETS)}')
-    elif given:
-        raise ConfigError(
-            f'model_type={c.model_type!r} sets the sizes, so {given} must not be given too'
-        )
-    else:
-        c.merge_from_dict({**PRESETS[c.model_type], 'model_type': 'gpt'})
-
-# %% ../nbs/02_model.ipynb #f96cb009
-def _check_sizes(c):
-    """Make the numbers in `c` Python's own. `ConfigError` for sizes that are not positive integers,
-    dropout outside [0, 1), or an unknown activation."""
-    for k in (*_SIZES, 'vocab_size', 'block_size', 'n_inner'):
-        v = getattr(c, k)
-        if k == 'n_inner' and v is None:
-            continue
-        if v is None:
-            raise ConfigError(f'{k} is missing: set config.{k}')
-        setattr(c, k, as_integer(k, v, low=1, error=ConfigError))
-    for k in ('embd_pdrop', 'resid_pdrop', 'attn_pdrop'):
-        p = as_number(k, getattr(c, k), ConfigError)
-        if not 0 <= p < 1:
-            raise ConfigError(f'{k} must be at least 0 and below 1, got {p}')
-        setattr(c, k, p)
-    if c.activation not in [*ACTIVATIONS]:
-        known = ', '.join(ACTIVATIONS)
-        raise ConfigError(f'unknown activation {c.activation!r}; there are: {known}')
-    c.layer_norm_epsilon = as_number('layer_norm_epsilon', c.layer_norm_epsilon, ConfigError)
-    if not 0 < c.layer_norm_epsilon < math.inf:
-        raise ConfigError(f'layer_norm_epsilon must be above 0, got {c.layer_norm_epsilon}')
-    c.tie_weights = as_python(c.tie_weights)
-
-# %% ../nbs/02_model.ipynb #f30bd6db
-def _check_memory(c):
-    "`ConfigError` with the memory that the weights would take, if this machine has less. The meta device holds any size."
-    if torch.empty(0).device.type == 'meta':
-        return
-    try:
-        have = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    except (AttributeError, ValueError, OSError):
-        have = 2**40  # Windows does not tell; nobody has a terabyte
-    want = 4 * count_params(c)
-    if want > have:
-        raise ConfigError(
-            f'vocab_size={c.vocab_size:,}, block_size={c.block_size:,}, n_layer={c.n_layer:,}, n_embd={c.n_embd:,}: the weights alone '
-            f'would take {want / 2**30:,.1f} GiB in float32, and this machine has {have / 2**30:,.1f} GiB'
-        )
-
 # %% ../nbs/02_model.ipynb #e46c44df
 def resolve_config(
     config,  # any object with some of the fields of `default_config`; it is not changed
 ) -> CfgNode:
-    "A complete, checked copy of `config`, with the preset's sizes filled in. `ConfigError` (a `ValueError`) says what is wrong."
+    "A complete, checked copy of `config`, with the preset's sizes. `ConfigError` says what is wrong."
     c = default_config()
     c.merge_from_dict(vars(config))
-    _apply_preset(c)
-    _check_sizes(c)
-    _check_memory(c)
+    check_preset(c, PRESETS)
+    if c.model_type in PRESETS:
+        c.merge_from_dict({**PRESETS[c.model_type], 'model_type': 'gpt'})
+    check_model(c, ACTIVATIONS)
+    check_memory(c, count_params(c))
     return c
 
 # %% ../nbs/02_model.ipynb #7248f8ae
@@ -282,46 +223,11 @@ def to_hf(self: GPT):
 
 # %% ../nbs/02_model.ipynb #d522c21c
 def _load_by_name(self, state_dict, prefix, *args):
-    _rename(self, state_dict, prefix)
-    if self.lm_head.weight is self.transformer.wte.weight:
-        _check_tied(state_dict, prefix)
+    fit_names(self, state_dict, prefix)
     nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
 
 GPT._load_from_state_dict = _load_by_name
-
-
-def _rename(model, state_dict, prefix):
-    "Give the weights the names that they have in `model`, whatever is wrapped there or here."
-    here = {plain_name(name): name for name, _ in model.named_modules()}
-    renamed = {}
-    for name in [n for n in state_dict if n.startswith(prefix)]:
-        module, _, leaf = plain_name(name.removeprefix(prefix)).rpartition('.')
-        new = f'{prefix}{here.get(module, module)}.{leaf}' if module else name
-        if new in renamed:
-            raise ValueError(f'the state dict holds {plain_name(name)} twice')
-        renamed[new] = state_dict.pop(name)  # `state_dict` is load_state_dict's own copy
-    state_dict.update(renamed)
-
-
-def _check_tied(state_dict, prefix):
-    head, table = (
-        state_dict.get(f'{prefix}{name}.weight') for name in ('lm_head', 'transformer.wte')
-    )
-    if (
-        head is None
-        or table is None
-        or head is table
-        or head.shape != table.shape
-        or head.is_meta
-        or table.is_meta
-    ):
-        return
-    if not torch.equal(head, table.to(head)):
-        raise ValueError(
-            'lm_head.weight differs from transformer.wte.weight, and in this model they are one '
-            'matrix (tie_weights=True)'
-        )
 
 # %% ../nbs/02_model.ipynb #ed6ebee1
 @patch

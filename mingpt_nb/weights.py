@@ -8,7 +8,7 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/weights.html.md"""
 __all__ = ['LIKE_GPT2', 'LIKE_GPT2_CONFIG', 'FLAGS', 'TOKENIZER_FILES', 'MODEL_FILES', 'HEADS', 'HOMES', 'read_text', 'read_json',
            'about', 'read_vocab', 'check_vocab', 'check_fields', 'added_around', 'check_added', 'read_tokenizer_json',
            'added_tokens', 'misfits', 'disk_error', 'writing', 'write_model', 'read_tensors', 'weight_files', 'blank',
-           'check_size', 'described', 'fill', 'cached_folder', 'find_folder', 'save_chars_for_hf']
+           'check_size', 'described', 'fill', 'fit_names', 'cached_folder', 'find_folder', 'save_chars_for_hf']
 
 # %% ../nbs/96_weights.ipynb #de6888b8
 import copy
@@ -586,6 +586,39 @@ def _tie(got, shapes, folder):
             f'{folder}: lm_head.weight differs from wte.weight, but the config says '
             f'tie_word_embeddings=True'
         )
+
+# %% ../nbs/96_weights.ipynb #050aa625
+def fit_names(
+    model,  # a `GPT`, whose modules may be wrapped
+    state_dict: dict,  # changed: it is `load_state_dict`'s own copy
+    prefix: str = '',  # of the model's names in it
+):
+    """Give the weights the names that they have in `model`, whatever is wrapped there or here.
+    `ValueError` for a name that comes twice, or for two matrices where the model has one."""
+    here = {plain_name(name): name for name, _ in model.named_modules()}
+    renamed = {}
+    for name in [n for n in state_dict if n.startswith(prefix)]:
+        module, _, leaf = plain_name(name.removeprefix(prefix)).rpartition('.')
+        new = f'{prefix}{here.get(module, module)}.{leaf}' if module else name
+        if new in renamed:
+            raise ValueError(f'the state dict holds {plain_name(name)} twice')
+        renamed[new] = state_dict.pop(name)
+    state_dict.update(renamed)
+    if model.lm_head.weight is model.transformer.wte.weight:
+        _check_tied(state_dict, prefix)
+
+
+def _check_tied(state_dict, prefix):
+    head = state_dict.get(f'{prefix}lm_head.weight')
+    table = state_dict.get(f'{prefix}transformer.wte.weight')
+    if head is None or table is None or head is table or head.shape != table.shape:
+        return
+    if head.is_meta or table.is_meta or torch.equal(head, table.to(head)):
+        return
+    raise ValueError(
+        'lm_head.weight differs from transformer.wte.weight, and in this model they are one '
+        'matrix (tie_weights=True)'
+    )
 
 # %% ../nbs/96_weights.ipynb #f4e37b26
 #: where the models that had no organisation live now
