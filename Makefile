@@ -58,7 +58,11 @@ avx2:
 bench: .venv/dev  ## measure against other libraries, in under 20 minutes, into benchmarks/results
 	$(BIN)/python benchmarks
 
-docs: .venv/dev  ## render the site into _docs, with Quarto where it is installed
+# the settings of the site stand at the top level; nbdev looks for them beside the notebooks
+nbs/_quarto.yml: _quarto.yml
+	cp $< $@
+
+docs: .venv/dev nbs/_quarto.yml  ## render the site into _docs, with Quarto where it is installed
 	rm -rf _proc _docs
 	if command -v quarto > /dev/null; then $(BIN)/nbdev-docs; else $(MAKE) smalldocs; fi
 	$(BIN)/python -m mingpt_nb.book finish _docs

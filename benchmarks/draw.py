@@ -1,4 +1,4 @@
-"""The table and the pictures of a results file; chapter 09 draws with the same functions.
+"""The table and the pictures of a results file; chapter 14 draws with the same functions.
 
 python benchmarks/draw.py benchmarks/results/MACHINE.json
 """
