@@ -11,6 +11,7 @@ __all__ = ['COLORS', 'STYLE', 'DASHES', 'subplots', 'line_chart', 'bar_chart', '
            'changed_outputs', 'check_outputs', 'check_varies', 'cpu_name', 'sign', 'to_markdown', 'main']
 
 # %% ../nbs/92_book.ipynb #27b83cc2
+import bz2
 import json
 import platform
 import re
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from .bpe import SHA256, read_data
+import mingpt_nb
 from .utils import need
 
 # %% ../nbs/92_book.ipynb #3aebe04d
@@ -384,8 +385,8 @@ def finish_site(
         path.write_text(fit_screens(text) if path.suffix == '.html' else text, encoding='utf-8')
     if not Path(folder, 'playground').exists():
         return
-    for name in SHA256:
-        Path(folder, 'playground', name.removesuffix('.bz2')).write_bytes(read_data(name).encode())
+    for packed in Path(mingpt_nb.__file__).parent.glob('data/*.bz2'):
+        Path(folder, 'playground', packed.stem).write_bytes(bz2.decompress(packed.read_bytes()))
 
 # %% ../nbs/92_book.ipynb #bf06c765
 _UNIT = r'(?:ns|µs|us|ms|s|secs?|seconds?|min|minutes?|hours?|x|times|[kMG]i?B|\w*/s)(?![\w/])'

@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 
 # %% ../nbs/06_chargpt.ipynb #25c0e5f1
 from .adder import cpu_threads, prepare, save_plot
-from .bpe import CharTokenizer, known_ids
-from .checks import as_integer, check_sampling
+from .bpe import CharTokenizer
+from .checks import as_integer, check_sampling, known_ids
 from mingpt_nb.data import (
     DownloadError,
     TokenDataset,

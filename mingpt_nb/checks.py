@@ -6,11 +6,13 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/checks.html.md"""
 
 # %% auto #0
 __all__ = ['SIZES', 'as_integer', 'as_number', 'as_tensor', 'check_ids', 'check_idx', 'check_targets', 'check_stops',
-           'check_allowed', 'check_sampling', 'check_logits', 'check_preset', 'check_model', 'check_memory']
+           'check_allowed', 'check_sampling', 'check_logits', 'check_preset', 'check_model', 'check_memory',
+           'known_ids', 'check_fit']
 
 # %% ../nbs/95_checks.ipynb #2c823d1d
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from numbers import Real
 
@@ -291,3 +293,33 @@ def check_memory(
             f'{", ".join(f"{k}={getattr(c, k):,}" for k in sizes)}: the weights alone would take '
             f'{want / 2**30:,.1f} GiB in float32, and this machine has {have / 2**30:,.1f} GiB'
         )
+
+# %% ../nbs/95_checks.ipynb #5a4dbf69
+def known_ids(
+    tokenizer,  # of chapter 00, or anything with `vocab_size`
+):  # -> a set-like view or a range; None: nobody knows
+    "The ids that `decode` takes."
+    inside = getattr(tokenizer, 'encoder', None)
+    if isinstance(getattr(inside, 'decoder', None), dict):  # a `BPETokenizer`, around an `Encoder`
+        tokenizer = inside
+    for table in (getattr(tokenizer, name, None) for name in ('decoder', 'itos')):
+        if isinstance(table, dict):
+            return table.keys()
+    size = getattr(tokenizer, 'vocab_size', None)
+    return None if size is None else range(size)
+
+# %% ../nbs/95_checks.ipynb #3501ce68
+def check_fit(
+    tokenizer,  # or None
+    vocab_size: int,  # of the model
+    folder,  # where both come from
+):
+    "`ValueError` if the tokenizer has tokens that the model lacks; if only special ones, a warning."
+    beyond = [i for i in known_ids(tokenizer) or () if i >= vocab_size]
+    if not beyond:
+        return
+    special = getattr(tokenizer, 'special_tokens', {})
+    text = f'{folder}: the tokenizer has id {max(beyond)}, and the model has {vocab_size} tokens'
+    if not set(beyond) <= set(special.values()):
+        raise ValueError(f'{text}: they do not belong together')
+    warnings.warn(f'{text}: the special tokens beyond cannot be used', stacklevel=3)

@@ -39,8 +39,9 @@ import requests
 from tqdm import tqdm
 
 # %% ../nbs/91_data.ipynb #075f6d1c
-from .bpe import pick_special, slices
-from .weights import as_path
+from .files import as_path
+
+from .words import pick_special, slices
 
 # %% ../nbs/91_data.ipynb #bf84f9cd
 def english() -> str:

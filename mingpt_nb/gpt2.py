@@ -24,15 +24,17 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 # %% ../nbs/05_gpt2.ipynb #025941d4
-from .bpe import CharTokenizer, check_fit, get_encoder, known_ids, load_tokenizer, look_up
+from .bpe import CharTokenizer, get_encoder, load_tokenizer
 from mingpt_nb.checks import (
     as_integer,
     as_tensor,
     check_allowed,
+    check_fit,
     check_ids,
     check_idx,
     check_logits,
     check_sampling,
+    known_ids,
 )
 from .model import ACTIVATIONS, GPT, count_params, default_config, resolve_config
 from .trainer import load_model
@@ -60,6 +62,7 @@ from mingpt_nb.weights import (
     weight_files,
     write_model,
 )
+from .words import look_up
 
 # %% ../nbs/05_gpt2.ipynb #1870f526
 #: what the fields of our config are called in Hugging Face's; the others have the same names

@@ -32,8 +32,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 # %% ../nbs/03_trainer.ipynb #2b42aa6b
-from .bpe import check_fit, load_tokenizer
-from .checks import as_integer, as_number
+from .bpe import load_tokenizer
+from .checks import as_integer, as_number, check_fit
 from .data import tokenizer_print
 from .model import GPT, count_params, resolve_config
 from mingpt_nb.utils import (

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mingpt_nb import bpe
+from mingpt_nb.words import DATA, SHA256, unicode_ranges
 
 try:
     import tiktoken
@@ -157,7 +158,7 @@ def test_every_code_point_is_of_tiktokens_class(enc, peer):
     tiktoken may know newer characters."""
     kinds = {
         chr(c)
-        for ranges in bpe.unicode_ranges().values()
+        for ranges in unicode_ranges().values()
         for a, b in ranges
         for c in range(a, b + 1)
     }
@@ -297,7 +298,7 @@ def test_the_cache_is_bounded():
 # ---- files ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', sorted(bpe.SHA256))
+@pytest.mark.parametrize('name', sorted(SHA256))
 @pytest.mark.parametrize(
     'damage',
     [
@@ -308,7 +309,7 @@ def test_the_cache_is_bounded():
     ],
 )
 def test_damaged_data(name, damage, tmp_path):
-    raw = (bpe.DATA / name).read_bytes()
+    raw = (DATA / name).read_bytes()
     (tmp_path / name).write_bytes(raw)
     assert bpe.read_data(name, tmp_path) == bpe.read_data(name)
     (tmp_path / name).write_bytes(damage(raw))

@@ -22,6 +22,7 @@ transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 import processes
+from mingpt_nb.files import tokenizer_json
 
 import mingpt_nb.bpe
 import mingpt_nb.model
@@ -1040,7 +1041,7 @@ def test_a_tokenizer_gives_the_ids_of_tokenizers_or_is_refused(tmp_path, words, 
     )
     for _ in range(40):
         found, names, new = (
-            mingpt_nb.bpe.tokenizer_json(words),
+            tokenizer_json(words.encoder, words.bpe_ranks, words.special_tokens, words.words),
             set(),
             itertools.count(words.vocab_size),
         )

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from mingpt_nb import adder
-from mingpt_nb.bpe import get_encoder, unicode_ranges
+from mingpt_nb.bpe import get_encoder
 from mingpt_nb.model import filter_logits
 from mingpt_nb.trainer import load_model
+from mingpt_nb.words import unicode_ranges
 
 NBS = Path(__file__).parents[1] / 'nbs'
 READY = "document.querySelectorAll('[data-ready=true]').length == 3"
