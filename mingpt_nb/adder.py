@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 # %% ../nbs/04_adder.ipynb #e12b847d
 from .checks import as_integer
 from .model import GPT
-from .trainer import Trainer, collate, save_model
+from .trainer import Trainer, collate
 from mingpt_nb.utils import (
     CfgNode,
     ConfigError,
@@ -34,6 +34,7 @@ from mingpt_nb.utils import (
     say,
     set_seed,
     setup_logging,
+    unwrap,
 )
 from .weights import as_path
 
@@ -305,7 +306,7 @@ def report(
     """Print the accuracy on the held-out problems and ten answers; write the folder `model` and
     training.png."""
     model, data, folder = trainer.model, trainer.eval_dataset, as_path(folder)
-    save_model(model, folder / 'model')
+    unwrap(model).save_pretrained(folder / 'model')
     right = right_digits(model, data).all(1)
     say(f'{right.sum()} of {len(right)} held-out problems right ({right.float().mean():.1%})')
     for x, _ in map(data.__getitem__, range(10)):

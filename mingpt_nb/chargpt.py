@@ -33,8 +33,9 @@ from mingpt_nb.data import (
     split,
     write_ids,
 )
+from .gpt2 import save_pretrained
 from .model import GPT
-from .trainer import Trainer, save_model
+from .trainer import Trainer
 from .utils import CfgNode, ConfigError, RunError, cli, hold, pick_dtype, say, set_seed
 from .weights import as_path, expand
 
@@ -326,7 +327,7 @@ class Watch:
         self.recall(trainer.history[:-1])  # a resumed run has a past
         if loss < self.best:
             try:
-                save_model(trainer.model, self.folder, tokenizer)
+                save_pretrained(trainer.model, self.folder, tokenizer)
             except OSError as e:
                 self.lost[loss] = e
                 warnings.warn(f'{e}. The run goes on without this model', stacklevel=2)

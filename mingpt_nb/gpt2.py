@@ -6,9 +6,9 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/gpt2.html.md"""
 
 # %% auto #0
 __all__ = ['HF_NAMES', 'HF_ALIASES', 'HF_DEFAULTS', 'HF_FIXED', 'CONV1D', 'END', 'read_config', 'our_name', 'from_hf',
-           'load_pretrained', 'is_tied', 'hf_config', 'hf_state', 'to_hf', 'save_pretrained', 'next_tokens', 'windows',
-           'surprise', 'perplexity', 'pieces', 'surprise_html', 'prompt_ids', 'stream_text', 'read_tokenizer', 'load',
-           'get_config', 'main']
+           'read_folder', 'our_weights', 'load_pretrained', 'is_tied', 'hf_config', 'hf_state', 'to_hf',
+           'save_pretrained', 'next_tokens', 'windows', 'surprise', 'perplexity', 'pieces', 'surprise_html',
+           'prompt_ids', 'stream_text', 'read_tokenizer', 'load', 'get_config', 'main']
 
 # %% ../nbs/05_gpt2.ipynb #a588d1ec
 import codecs
@@ -37,7 +37,6 @@ from mingpt_nb.checks import (
     known_ids,
 )
 from .model import ACTIVATIONS, GPT, count_params, default_config, resolve_config
-from .trainer import load_model
 from mingpt_nb.utils import (
     CfgNode,
     ConfigError,
@@ -54,8 +53,10 @@ from mingpt_nb.weights import (
     blank,
     cached_folder,
     check_size,
+    check_sums,
     fill,
     find_folder,
+    find_model,
     read_json,
     read_tensors,
     save_chars_for_hf,
@@ -146,35 +147,46 @@ def from_hf(
     return ours, t.t() if ours.endswith(CONV1D) and t.dim() == 2 else t
 
 # %% ../nbs/05_gpt2.ipynb #28960339
-def load_pretrained(
-    name_or_path,  # see `find_folder`
-    dtype=torch.float32,  # of the parameters; None: as in the files
-) -> GPT:
-    """The GPT-2 in a folder, or of that name: weights by name, sizes and dropout by its config, in eval mode, on the CPU.
-    `ValueError` for what is no GPT-2, or one that this model would compute wrongly; `FileNotFoundError` for what is not there."""
-    folder = find_folder(name_or_path)
+def read_folder(folder):  # -> (config, how to rename a tensor of its files)
+    "What config.json in `folder` says. `ValueError` names the file and the field that forbids it."
     if not (folder / 'config.json').is_file():
         raise FileNotFoundError(
             f'no config.json in {folder}: not a model that save_pretrained wrote'
         )
     hf = read_json(folder / 'config.json')
-    if hf.get('format') == 'mingpt_nb':
-        raise ValueError(
-            f'{folder} was written by save_model: load it with mingpt_nb.trainer.load_model'
-        )
+    if hf.pop('format', None) == 'mingpt_nb':  # as the first versions of this package wrote it
+        return CfgNode(**hf), lambda name, t: (plain_name(name), t)
     with about(folder / 'config.json'):
-        config = read_config(hf)
+        return read_config(hf), from_hf
+
+
+def our_weights(
+    folder,  # with config.json
+) -> dict:  # name -> tensor
+    "The weights in `folder`, each with the name and the shape that it has in our model."
+    rename = read_folder(Path(folder))[1]
+    found = chain.from_iterable(map(read_tensors, weight_files(folder)))
+    return dict(pair for name, t in found if (pair := rename(name, t)))
+
+
+def load_pretrained(
+    name_or_path,  # a folder of a model or of a run, or a name: see `find_folder`, `find_model`
+    dtype=torch.float32,  # of the parameters; None: as in the files
+) -> GPT:
+    """The GPT-2 in a folder, or of that name: weights by name, sizes and dropout by its config, in
+    eval mode, on the CPU. `ValueError` for what is no GPT-2, or one that this model would compute
+    wrongly; `FileNotFoundError` for what is not there."""
+    folder = find_model(find_folder(name_or_path))
+    config, rename = read_folder(folder)
     files = weight_files(folder)
+    check_sums(folder)
     for file in files:
-        next(
-            read_tensors(file), None
-        )  # if one is damaged, that is said before the config is doubted
-    with about(folder / 'config.json'):
-        with blank():
-            config = resolve_config(config)
-            check_size(config, count_params(config), files)
-            model = GPT(config)
-    fill(model, files, from_hf, dtype)
+        next(read_tensors(file), None)  # a damaged one is named before the config is doubted
+    with about(folder / 'config.json'), blank():
+        config = resolve_config(config)
+        check_size(config, count_params(config), files)
+        model = GPT(config)
+    fill(model, files, rename, dtype)
     return model.eval()
 
 # %% ../nbs/05_gpt2.ipynb #32197cac
@@ -404,35 +416,27 @@ def read_tokenizer(
 
 # %% ../nbs/05_gpt2.ipynb #bb50aefb
 def load(
-    name_or_path,  # a folder that `save_model` or `save_pretrained` wrote, or a name on the hub
+    name_or_path,  # a folder of a model or of a run, or a name on the hub
     device='auto',  # 'cpu', 'cuda', ...
 ):  # -> (model, tokenizer)
-    "A model in eval mode and its tokenizer. `ValueError` if the folder is of neither kind, or has no tokenizer."
-    folder = find_folder(name_or_path)
-    below = [str(f.parent) for f in sorted(folder.glob('*/model.safetensors'))][
-        :2
-    ]  # a run keeps its model so: out/chargpt/model
-    hint = f'; did you mean {" or ".join(below)}?' if below else ''
+    "A model in eval mode and its tokenizer. `ValueError` if it is no GPT-2, or has no tokenizer."
+    place = find_folder(name_or_path)
+    folder = find_model(place)
     if not (folder / 'config.json').is_file():
+        below = sorted(str(f.parent) for f in folder.glob('*/model.safetensors'))[:2]
+        hint = f'; did you mean {" or ".join(below)}?' if below else ''
         raise FileNotFoundError(
-            f'no config.json in {folder}: neither save_model nor save_pretrained wrote it{hint}'
+            f'no config.json in {folder}: not a model that save_pretrained wrote{hint}'
         )
-    if read_json(folder / 'config.json').get('format') == 'mingpt_nb':
-        model, tokenizer = load_model(folder, device)
-    else:
-        try:
-            model = load_pretrained(folder).to(pick_device(device))
-        except ValueError as e:
-            raise ValueError(
-                f'{folder} is neither a model that save_model wrote nor a GPT-2 that can be loaded: {e}{hint}'
-            ) from e
-        tokenizer = read_tokenizer(folder) or (
-            get_encoder() if model.config.vocab_size == 50257 else None
-        )
-        if tokenizer is not None:
-            check_fit(tokenizer, model.config.vocab_size, folder)
+    try:
+        model = load_pretrained(folder).to(pick_device(device))
+    except ValueError as e:
+        raise ValueError(f'{folder} is not a GPT-2 that can be loaded: {e}') from e
+    size = model.config.vocab_size
+    tokenizer = read_tokenizer(folder) or (get_encoder() if size == 50257 else None)
     if tokenizer is None:
         raise ValueError(f'no tokenizer in {folder}: vocab.json and merges.txt, or tokenizer.json')
+    check_fit(tokenizer, size, folder)
     return model, tokenizer
 
 # %% ../nbs/05_gpt2.ipynb #29aa0277

@@ -6,11 +6,14 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/weights.html.md"""
 
 # %% auto #0
 __all__ = ['HEADS', 'HOMES', 'misfits', 'read_tensors', 'weight_files', 'blank', 'check_size', 'described', 'fill', 'fit_names',
-           'cached_folder', 'find_folder', 'save_chars_for_hf']
+           'cached_folder', 'find_folder', 'checkpoints', 'held_out_loss', 'find_model', 'check_sums',
+           'save_chars_for_hf']
 
 # %% ../nbs/96_weights.ipynb #de6888b8
 import copy
+import hashlib
 import json
+import math
 import os
 import pickle
 import warnings
@@ -318,6 +321,59 @@ def find_folder(
             f'needs the network: {str(e).splitlines()[0]}. Without one: where there is a network, '
             f"GPT.from_pretrained({name!r}).save_pretrained('folder'), and take the folder here"
         ) from e
+
+# %% ../nbs/96_weights.ipynb #1a630c4d
+def checkpoints(work_dir) -> list:  # of Path
+    "The checkpoints in a work folder, by step; whether they are sound is not looked at."
+    found = (as_path(work_dir) / 'checkpoints').glob('step-*')
+    found = [p for p in found if re.fullmatch(r'step-\d{8,}', p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name[5:]))
+
+
+def held_out_loss(folder) -> float:
+    """What `eval` measured on the very weights of a checkpoint; infinity if nothing was, or if it
+    cannot be read."""
+    file = Path(folder, 'eval.json')
+    if not file.is_file():
+        file = file.with_name('trainer.json')  # where it was once
+    try:
+        loss = read_json(file)['eval_loss']
+    except (OSError, ValueError, KeyError):
+        return math.inf
+    return loss if type(loss) in (int, float) and loss == loss else math.inf
+
+
+def find_model(
+    folder,  # a model's, a checkpoint's, or the work folder of a run
+) -> Path:
+    "The folder of the model: the best checkpoint, the newest, `folder` itself, or its folder `model`."
+    folder = as_path(folder)
+    if found := checkpoints(folder)[::-1]:
+        return min(found, key=held_out_loss)
+    for place in folder, folder / 'model':
+        if any(place.glob('model*.safetensors*')) or any(place.glob('pytorch_model*')):
+            return place
+    return folder
+
+
+def check_sums(
+    folder,  # of a model
+    names=('config.json', 'model.safetensors'),  # of the files to read
+):
+    "`ValueError` if a checkpoint's file does not have the checksum that SHA256SUMS has."
+    sums = as_path(folder) / 'SHA256SUMS'
+    if not sums.is_file():
+        return
+    known = dict(line.split('  ', 1)[::-1] for line in read_text(sums).splitlines() if '  ' in line)
+    for name in names:
+        with open(sums.with_name(name), 'rb') as f:
+            digest = hashlib.sha256()
+            while block := f.read(2**20):
+                digest.update(block)
+        if digest.hexdigest() != known.get(name):
+            raise ValueError(
+                f'{folder} is damaged: {name} does not have the checksum that SHA256SUMS has'
+            )
 
 # %% ../nbs/96_weights.ipynb #8be559ee
 _CHARS = {

@@ -14,7 +14,7 @@ from processes import ROOT, run
 from torch.utils.data import DataLoader
 
 from mingpt_nb.adder import AdditionDataset, add, add_columns, draw_questions, is_test
-from mingpt_nb.trainer import load_model
+from mingpt_nb.model import GPT
 from mingpt_nb.utils import CfgNode
 
 
@@ -63,7 +63,7 @@ def test_command_is_reproducible_and_loads(short_run, tmp_path):
         str(tmp_path),
     )
     assert out.replace(str(folder), '') == again.replace(str(tmp_path), '')
-    model, _ = load_model(folder / 'model')
+    model = GPT.from_pretrained(folder / 'model')
     shown = re.findall(
         r'^(\d) \+ (\d) = (\d+) (right|WRONG, it is (\d+))$', out, re.M
     )  # '3 + 4 = 7 right', '3 + 4 = 8 WRONG, it is 7'

@@ -25,7 +25,7 @@ from mingpt_nb.chargpt import (
     write_text,
 )
 from mingpt_nb.data import HEADER, TokenFile
-from mingpt_nb.trainer import load_model
+from mingpt_nb.gpt2 import load
 from mingpt_nb.utils import CfgNode
 
 SMALL = [
@@ -61,7 +61,7 @@ def test_command_with_a_file(tmp_path):
         and 'lowest held-out loss' in out
         and 'bits per character' in out
     )
-    model, tok = load_model(tmp_path / 'out' / 'model')
+    model, tok = load(tmp_path / 'out' / 'model', 'cpu')
     assert tok.chars == sorted(set(TEXT)) and write_text(model, tok, 'It was', 5).startswith(
         'It was'
     )

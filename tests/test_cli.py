@@ -15,8 +15,8 @@ import pytest
 
 from mingpt_nb import adder, chargpt, checkpoints
 from mingpt_nb.bpe import CharTokenizer
+from mingpt_nb.gpt2 import load
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import load_model, save_model
 from mingpt_nb.utils import ConfigError, cli
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +63,7 @@ def small_model(folder):
     tokenizer = CharTokenizer.from_text('to be, or not ☃')
     c = GPT.get_default_config()
     c.merge_from_dict(dict(model_type='gpt-nano', vocab_size=tokenizer.vocab_size, block_size=8))
-    save_model(GPT(c), folder, tokenizer)
+    GPT(c).save_pretrained(folder, tokenizer)
 
 
 def refused(args, says):
@@ -230,7 +230,7 @@ def test_what_would_stop_the_run_at_its_end_is_found_before_it(here, monkeypatch
 def test_the_text_may_stand_anywhere(args, here, capsys):
     (here / 't.txt').rename(here / 'home' / 'mine.txt') if '~' in args[0] else None
     trainer = chargpt.main([*CHARGPT[1:], *args])
-    assert len(trainer.train_dataset.data) == len(TEXT) * 9 // 10 and load_model('out/model')[
+    assert len(trainer.train_dataset.data) == len(TEXT) * 9 // 10 and load('out/model')[
         1
     ].chars == sorted(set(TEXT))
 
@@ -262,7 +262,7 @@ def test_home_in_a_program(here):
     from mingpt_nb.data import TokenDataset, TokenFile, write_tokens
 
     small_model('~/model')
-    model, tokenizer = load_model('~/model')
+    model, tokenizer = load('~/model')
     assert load_tokenizer('~/model').chars == tokenizer.chars
     model.save_pretrained('~/theirs', tokenizer)
     assert GPT.from_pretrained('~/theirs').config.vocab_size == tokenizer.vocab_size
@@ -281,18 +281,16 @@ def test_home_in_a_program(here):
     ]
 
 
-def test_export(here, capsys):
-    for args, says in (
-        (['', 'x'], 'is a variable not set?'),
-        (['~/none', 'x'], 'neither a model nor checkpoints'),
-        (['model', '--x'], 'usage:'),
-        (['model'], 'usage:'),
-    ):
-        refused(['export', *args], says)
-    small_model('~/model')
-    cli(['export', '~/model', '~/theirs'])
-    assert GPT.from_pretrained('~/theirs').config.vocab_size == 9 and not (here / '~').exists()
-    assert capsys.readouterr().out == f'{here / "home" / "model"} -> {here / "home" / "theirs"}\n'
+def test_any_folder_of_a_run_writes(here, capsys):
+    "The work folder of chargpt, its checkpoints, its model."
+    cli([*CHARGPT, 't.txt', '--trainer.checkpoint_every=1', '--trainer.work_dir=out'])
+    newest = checkpoints.checkpoints('out')[-1]
+    for folder in 'out', newest, Path('out', 'model'):
+        capsys.readouterr()
+        cli(['generate', f'--model={folder}', '--max_new_tokens=3', 'to be'])
+        assert capsys.readouterr().out.startswith('to be')
+    for folder, says in ('', 'is a variable not set?'), ('~/none', 'no folder'):
+        refused(['generate', f'--model={folder}', 'x'], says)
 
 
 def test_checkpoints_at_home(here, capsys):
@@ -335,7 +333,7 @@ def test_a_terminal_that_is_not_utf8(encoding, here, monkeypatch):
         cli(args)
         said = out.buffer.getvalue().decode(encoding)
         assert ('?????? ?' if args[0] == 'chargpt' else 'to be ?') in said
-    assert load_model('out/model')[1].chars == sorted(set(SHOWS))
+    assert load('out/model')[1].chars == sorted(set(SHOWS))
 
 
 @pytest.fixture
@@ -352,7 +350,7 @@ def test_a_reader_that_goes_away(here, gone, monkeypatch):
     monkeypatch.setattr('sys.stdout', gone)
     monkeypatch.setattr('sys.stderr', gone)
     cli([*CHARGPT, 't.txt', '--trainer.progress=true'])
-    assert load_model(here / 'out' / 'model')[1].chars == sorted(set(TEXT))
+    assert load(here / 'out' / 'model')[1].chars == sorted(set(TEXT))
 
 
 def test_a_writer_ends_when_nobody_reads(here, gone, monkeypatch):
@@ -392,7 +390,7 @@ def test_a_text_from_a_pipe(here, capsys):
     trainer = chargpt.main([*CHARGPT[1:], f'/dev/fd/{read}'])
     os.close(read)
     writer.join()
-    assert len(trainer.train_dataset.data) == len(TEXT) * 2 * 9 // 10 and load_model('out/model')[
+    assert len(trainer.train_dataset.data) == len(TEXT) * 2 * 9 // 10 and load('out/model')[
         1
     ].chars == sorted(set(TEXT))
 

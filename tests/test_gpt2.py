@@ -30,7 +30,6 @@ import mingpt_nb.utils
 from mingpt_nb import gpt2
 from mingpt_nb.bpe import BPETokenizer, CharTokenizer, get_encoder
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import save_model
 
 SMALL = dict(
     vocab_size=61,
@@ -582,7 +581,7 @@ def test_command_line(tmp_path, gpt2_folder, capsys):
         ('--temperature=-1', 'temperature must be 0'),
         ('--top_q=1', "no field 'top_q'"),
         ('--model=/no/where', 'no folder'),
-        (f'--model={tmp_path}', 'neither save_model nor save_pretrained'),
+        (f'--model={tmp_path}', 'not a model that save_pretrained wrote'),
         ('--device=tpu9', 'tpu9'),
     ):
         with pytest.raises(SystemExit, match=f'mingpt-nb generate: .*{says}'):
@@ -601,11 +600,11 @@ def test_command_line(tmp_path, gpt2_folder, capsys):
     )
 
 
-def test_command_line_loads_our_own_format(tmp_path, capsys):
+def test_command_line_loads_characters(tmp_path, capsys):
     tok = CharTokenizer.from_text('to be, or not')
     c = GPT.get_default_config()
     c.merge_from_dict(dict(model_type='gpt-nano', vocab_size=tok.vocab_size, block_size=8))
-    save_model(GPT(c), tmp_path, tok)
+    GPT(c).save_pretrained(tmp_path, tok)
     gpt2.main([f'--model={tmp_path}', '--device=cpu', '--max_new_tokens=30', '--seed=3', 'to be'])
     out = capsys.readouterr().out
     assert out.startswith('to be') and len(out) == 5 + 30 + 1
@@ -658,6 +657,28 @@ def test_perplexity_against_transformers(tmp_path):
 # ---- folders that hold something else ------------------------------------------------------------
 
 
+def in_old_format(model, folder):
+    "As the first versions of this package wrote a model."
+    config = {'format': 'mingpt_nb'} | model.config.to_dict()
+    (folder / 'config.json').write_text(json.dumps(config))
+    state = model.state_dict()
+    if gpt2.is_tied(model):
+        del state['transformer.wte.weight']
+    save_file(state, folder / 'model.safetensors')
+
+
+def test_a_folder_of_the_first_versions(tmp_path, words):
+    for tied in True, False:
+        model = tiny(tie_weights=tied)
+        words.save(tmp_path)
+        in_old_format(model, tmp_path)
+        again, tokenizer = gpt2.load(tmp_path, 'cpu')
+        assert tokenizer.encoder == words.encoder
+        assert again.config.to_dict() == model.config.to_dict()
+        for p, q in zip(model.parameters(), again.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
 def tiny(**kwargs):
     c = GPT.get_default_config()
     c.merge_from_dict(
@@ -695,16 +716,16 @@ NOT_THEM = {
 
 @pytest.mark.parametrize(
     'save',
-    [save_model, gpt2.save_pretrained, 'bin', 'shards', 'tokenizer.json'],
-    ids=['model', 'pretrained', 'bin', 'shards', 'tokenizer'],
+    ['pretrained', 'old', 'bin', 'shards', 'tokenizer.json'],
+    ids=['pretrained', 'old', 'bin', 'shards', 'tokenizer'],
 )
 def test_a_damaged_file_is_named(tmp_path, words, save, capsys):
     """Whatever is in a file of a folder: one line that names the file, from every function and
     command that reads it."""
-    from mingpt_nb.checkpoints import export
-
     model, sound, folder = tiny(), tmp_path / 'sound', tmp_path / 'm'
-    (gpt2.save_pretrained if isinstance(save, str) else save)(model, sound, words)
+    gpt2.save_pretrained(model, sound, words)
+    if save == 'old':
+        in_old_format(model, sound)
     if save == 'bin':
         torch.save(load_file(sound / 'model.safetensors'), sound / 'pytorch_model.bin')
         (sound / 'model.safetensors').unlink()
@@ -729,76 +750,71 @@ def test_a_damaged_file_is_named(tmp_path, words, save, capsys):
             shutil.copytree(sound, folder)
             raw = path.read_bytes()
             (folder / path.name).write_bytes(raw[: len(raw) // 2] if content is None else content)
-            for read in gpt2.load, export if save is save_model else gpt2.load:
-                with pytest.raises((ValueError, OSError)) as e:
-                    read(folder, tmp_path / 'out') if read is export else read(folder, 'cpu')
-                assert '\n' not in str(e.value) and (
-                    path.name in str(e.value) or f'{folder}' in str(e.value)
-                ), (path.name, what, str(e.value))
-            assert not (tmp_path / 'out').exists()
-    for command in (
-        ['generate', f'--model={folder}', 'the cat'],
-        ['export', str(folder), str(tmp_path / 'out')],
-    ):
-        with pytest.raises(SystemExit) as e:
-            mingpt_nb.utils.cli(command)
-        assert str(e.value).startswith(f'mingpt-nb {command[0]}: ') and '\n' not in str(e.value)
+            with pytest.raises((ValueError, OSError)) as e:
+                gpt2.load(folder, 'cpu')
+            assert '\n' not in str(e.value) and (
+                path.name in str(e.value) or f'{folder}' in str(e.value)
+            ), (path.name, what, str(e.value))
+    with pytest.raises(SystemExit) as e:
+        mingpt_nb.utils.cli(['generate', f'--model={folder}', 'the cat'])
+    assert str(e.value).startswith('mingpt-nb generate: ') and '\n' not in str(e.value)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, words):
-    for save in save_model, gpt2.save_pretrained:
-        save(tiny(), tmp_path / 'm', words)
-        for path in [*tmp_path.glob('m/*.json'), tmp_path / 'm' / 'merges.txt']:
-            path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'\r\n'))
-        model, tokenizer = gpt2.load(tmp_path / 'm', 'cpu')
-        assert (
-            tokenizer.encoder == words.encoder
-            and tokenizer.bpe_ranks == words.bpe_ranks
-            and model.config.n_embd == 8
-        )
+    gpt2.save_pretrained(tiny(), tmp_path / 'm', words)
+    for path in [*tmp_path.glob('m/*.json'), tmp_path / 'm' / 'merges.txt']:
+        path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'\r\n'))
+    model, tokenizer = gpt2.load(tmp_path / 'm', 'cpu')
+    assert (
+        tokenizer.encoder == words.encoder
+        and tokenizer.bpe_ranks == words.bpe_ranks
+        and model.config.n_embd == 8
+    )
 
 
 def test_what_a_folder_holds_is_what_was_saved(tmp_path, words):
-    """Every pair of savings over each other, with three kinds of tokenizers or none, in both
-    formats."""
-    from mingpt_nb.trainer import load_model
-
+    """Every pair of savings over each other, with three kinds of tokenizers or none; what
+    transformers makes of the folder is the same model, and the same ids."""
     kinds = [None, CharTokenizer('abcd'), CharTokenizer('abcdefgh'), words]
-    load = {
-        save_model: load_model,
-        gpt2.save_pretrained: lambda f: (GPT.from_pretrained(f), gpt2.read_tokenizer(f)),
-    }
     for first in kinds:
         for second in kinds:
-            for old, new in ((a, b) for a in load for b in load):
-                old(tiny(), tmp_path / 'm', first)
-                model = tiny(vocab_size=second.vocab_size if second else 5)
-                new(model, tmp_path / 'm', second)
-                again, tokenizer = load[new](tmp_path / 'm')
-                assert again.config.vocab_size == model.config.vocab_size and type(
-                    tokenizer
-                ) is type(second)
-                assert second is None or tokenizer.vocab_size == second.vocab_size
-                fresh = tmp_path / 'fresh'
-                shutil.rmtree(fresh, ignore_errors=True)
-                new(model, fresh, second)
-                assert sorted(p.name for p in fresh.iterdir()) == sorted(
-                    p.name for p in (tmp_path / 'm').iterdir()
-                )
+            gpt2.save_pretrained(tiny(), tmp_path / 'm', first)
+            model = tiny(vocab_size=second.vocab_size if second else 5)
+            gpt2.save_pretrained(model, tmp_path / 'm', second)
+            again, tokenizer = (
+                GPT.from_pretrained(tmp_path / 'm'),
+                gpt2.read_tokenizer(tmp_path / 'm'),
+            )
+            assert again.config.vocab_size == model.config.vocab_size
+            assert type(tokenizer) is type(second)
+            assert second is None or tokenizer.vocab_size == second.vocab_size
+            fresh = tmp_path / 'fresh'
+            shutil.rmtree(fresh, ignore_errors=True)
+            gpt2.save_pretrained(model, fresh, second)
+            assert sorted(p.name for p in fresh.iterdir()) == sorted(
+                p.name for p in (tmp_path / 'm').iterdir()
+            )
+            theirs = transformers.GPT2LMHeadModel.from_pretrained(fresh)
+            x = torch.tensor([[1, 2, 3, 0]])
+            with torch.no_grad():
+                torch.testing.assert_close(theirs(x).logits, model(x)[0], rtol=1e-4, atol=1e-4)
+            if second is not None:
+                text = 'abcdaab' if second is not words else 'the cat sat'
+                read = transformers.AutoTokenizer.from_pretrained(fresh)
+                assert read(text)['input_ids'] == second.encode(text)
 
 
-@pytest.mark.parametrize('save', [save_model, gpt2.save_pretrained])
-def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, save):
-    save(tiny(vocab_size=5), tmp_path)
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path):
+    gpt2.save_pretrained(tiny(vocab_size=5), tmp_path)
     (tmp_path / 'vocab.json').write_text(json.dumps(CharTokenizer('abcdefgh').stoi))
     with pytest.raises(ValueError, match='the tokenizer has id 7, and the model has 5 tokens'):
         gpt2.load(tmp_path, 'cpu')
 
 
 def test_a_checkpoint_is_not_written_into(tmp_path, capsys):
-    "Not by the command that exports it, and not by a model that is saved there."
-    tokenizer, folder = CharTokenizer('abcde'), tmp_path / 'step-00000001'
-    save_model(tiny(vocab_size=5), folder, tokenizer)
+    "Not by a model or a tokenizer that is saved there; and it is read as any model is."
+    tokenizer, folder = CharTokenizer('abcde'), tmp_path / 'checkpoints' / 'step-00000001'
+    gpt2.save_pretrained(tiny(vocab_size=5), folder, tokenizer)
     for name in 'optimizer.pt', 'trainer.json':
         (folder / name).write_text('{}')
     sums = [
@@ -808,17 +824,21 @@ def test_a_checkpoint_is_not_written_into(tmp_path, capsys):
     (folder / 'SHA256SUMS').write_text(''.join(sums))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with pytest.raises(
-        SystemExit, match='is a checkpoint, and what is written into it would damage it'
+        ValueError, match='is a checkpoint, and what is written into it would damage it'
     ):
-        mingpt_nb.utils.cli(['export', str(folder), str(folder)])
-    for write in save_model, gpt2.save_pretrained:
-        with pytest.raises(ValueError, match='is a checkpoint'):
-            write(tiny(vocab_size=5), folder, tokenizer)
+        gpt2.save_pretrained(tiny(vocab_size=5), folder, tokenizer)
     with pytest.raises(ValueError, match='is a checkpoint'):
         tokenizer.save(folder)
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
-    mingpt_nb.utils.cli(['export', str(folder), str(tmp_path / 'out')])
-    assert gpt2.load(tmp_path / 'out', 'cpu')[1].chars == tokenizer.chars
+    for place in folder, tmp_path:
+        assert gpt2.load(place, 'cpu')[1].chars == tokenizer.chars
+        mingpt_nb.utils.cli(['generate', f'--model={place}', '--max_new_tokens=3', 'abba'])
+        assert capsys.readouterr().out.startswith('abba')
+    spoilt = bytearray(before['model.safetensors'])
+    spoilt[-1] ^= 1
+    (folder / 'model.safetensors').write_bytes(spoilt)
+    with pytest.raises(ValueError, match='model.safetensors does not have the checksum'):
+        gpt2.load(tmp_path, 'cpu')
 
 
 @pytest.mark.parametrize(
@@ -860,44 +880,42 @@ def test_a_head_beside_the_model_is_named(tmp_path, kind):
 def test_a_wrapped_model_is_saved_as_the_model(tmp_path, words, wrap):
     for tied in True, False:
         model = tiny(tie_weights=tied)
-        for save in save_model, gpt2.save_pretrained:
-            save(wrap(model), tmp_path, words)
-            assert not [
-                n
-                for n in load_file(tmp_path / 'model.safetensors')
-                if 'module' in n or '_orig_mod' in n
-            ]
-            again, _ = gpt2.load(tmp_path, 'cpu')
-            assert again.config.to_dict() == model.config.to_dict()
-            for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
-                assert torch.equal(p, q), name
+        gpt2.save_pretrained(wrap(model), tmp_path, words)
+        assert not [
+            n
+            for n in load_file(tmp_path / 'model.safetensors')
+            if 'module' in n or '_orig_mod' in n
+        ]
+        again, _ = gpt2.load(tmp_path, 'cpu')
+        assert again.config.to_dict() == model.config.to_dict()
+        for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
+            assert torch.equal(p, q), name
 
 
 def test_ids_that_the_tokenizer_lacks_are_not_drawn(tmp_path, words, capsys):
     "A vocabulary padded to three times its size, from the command line and in functions."
     from mingpt_nb.chargpt import write_text
 
-    for save in save_model, gpt2.save_pretrained:
-        model = tiny(vocab_size=900)
-        torch.nn.init.normal_(model.lm_head.weight)
-        save(model, tmp_path, words)
-        for more in [], ['--temperature=0'], ['--top_k=900'], ['--top_p=0.9']:
-            gpt2.main(
-                [
-                    f'--model={tmp_path}',
-                    '--device=cpu',
-                    '--max_new_tokens=60',
-                    '--seed=1',
-                    *more,
-                    'the cat',
-                ]
-            )
-            assert capsys.readouterr().out.startswith(
-                'the cat'
-            )  # an id that means nothing would be an error
-        model, tokenizer = gpt2.load(tmp_path, 'cpu')
-        assert model.generate(torch.tensor([[1]]), 60, do_sample=True).max() >= words.vocab_size
-        assert len(gpt2.next_tokens(model, tokenizer, 'the', k=900)) == len(words.encoder)
+    model = tiny(vocab_size=900)
+    torch.nn.init.normal_(model.lm_head.weight)
+    gpt2.save_pretrained(model, tmp_path, words)
+    for more in [], ['--temperature=0'], ['--top_k=900'], ['--top_p=0.9']:
+        gpt2.main(
+            [
+                f'--model={tmp_path}',
+                '--device=cpu',
+                '--max_new_tokens=60',
+                '--seed=1',
+                *more,
+                'the cat',
+            ]
+        )
+        assert capsys.readouterr().out.startswith(
+            'the cat'
+        )  # an id that means nothing would be an error
+    model, tokenizer = gpt2.load(tmp_path, 'cpu')
+    assert model.generate(torch.tensor([[1]]), 60, do_sample=True).max() >= words.vocab_size
+    assert len(gpt2.next_tokens(model, tokenizer, 'the', k=900)) == len(words.encoder)
     assert len(write_text(model, CharTokenizer('abc'), 'a', 100)) == 101
 
 
@@ -1131,7 +1149,7 @@ def test_added_tokens_beside_a_vocabulary(tmp_path, words, seed):
 
 
 def test_a_model_with_added_tokens_gets_all_of_them(tmp_path, words):
-    "In both formats, and back to transformers."
+    "In both directions."
     model = tiny(vocab_size=words.vocab_size + 3)
     theirs = transformers.GPT2Tokenizer.from_pretrained(
         words.save(tmp_path / 'w') or tmp_path / 'w'
@@ -1146,9 +1164,8 @@ def test_a_model_with_added_tokens_gets_all_of_them(tmp_path, words):
         and '<pad>' in ours.special_tokens
     )
     text = 'Wherefore<user> sat the cat?<pad>'
-    for save in save_model, gpt2.save_pretrained:
-        save(model, tmp_path / 'm', ours)
-        assert gpt2.load(tmp_path / 'm', 'cpu')[1].encode(text, 'all') == theirs(text)['input_ids']
+    gpt2.save_pretrained(model, tmp_path / 'm', ours)
+    assert gpt2.load(tmp_path / 'm', 'cpu')[1].encode(text, 'all') == theirs(text)['input_ids']
     assert (
         transformers.AutoTokenizer.from_pretrained(tmp_path / 'm')(text)['input_ids']
         == theirs(text)['input_ids']

@@ -11,13 +11,18 @@ import torch
 
 from mingpt_nb import adder
 from mingpt_nb.bpe import get_encoder
-from mingpt_nb.model import filter_logits
-from mingpt_nb.trainer import load_model
+from mingpt_nb.gpt2 import read_tokenizer
+from mingpt_nb.model import GPT, filter_logits
 from mingpt_nb.words import unicode_ranges
 
 NBS = Path(__file__).parents[1] / 'nbs'
 READY = "document.querySelectorAll('[data-ready=true]').length == 3"
-load = functools.cache(lambda name: load_model(NBS / 'playground' / name))
+load = functools.cache(
+    lambda name: (
+        GPT.from_pretrained(NBS / 'playground' / name),
+        read_tokenizer(NBS / 'playground' / name),
+    )
+)
 
 
 def visit(context, url, wait=READY):

@@ -2,6 +2,13 @@
 // Chapters 01 and 02 build the same thing in PyTorch, with the same names, and the tests compare the logits of both.
 import { read_safetensors } from './safetensors.js';
 
+// A matrix (n_in, n_out), as GPT-2's files hold it, as (n_out, n_in), in which each output has its numbers side by side.
+export function turned({ shape: [n_in, n_out], data }) {
+  const out = new Float32Array(data.length);
+  for (let i = 0; i < n_in; i++) for (let o = 0; o < n_out; o++) out[o * n_in + i] = data[i * n_out + o];
+  return { shape: [n_out, n_in], data: out };
+}
+
 // y = x W^T + b for each of T rows: (T, n_in) -> (T, n_out). Nearly all of the time is spent here.
 export function linear(x, { weight, bias }, T) {
   const [n_out, n_in] = weight.shape, W = weight.data, y = new Float32Array(T * n_out);
@@ -76,13 +83,16 @@ function attend(qkv, k, v, T, past, { n_embd: C, n_head }) {
 
 export class GPT {
   constructor(config, tensors) {
-    if (!['gelu_new', 'gelu_pytorch_tanh'].includes(config.activation)) throw new Error(`activation ${config.activation} is not written here`);
-    this.config = config;
+    const { activation_function: act, n_positions: block_size } = config;    // as transformers names them
+    if (!['gelu_new', 'gelu_pytorch_tanh'].includes(act)) throw new Error(`activation ${act} is not written here`);
+    this.config = { ...config, block_size };
     const layer = name => ({ weight: tensors[`${name}.weight`], bias: tensors[`${name}.bias`] });
+    const conv1d = name => ({ ...layer(name), weight: turned(tensors[`${name}.weight`]) });   // stored as (in, out)
     this.wte = tensors['transformer.wte.weight'];                   // what each token means
     this.wpe = tensors['transformer.wpe.weight'];                   // what each position means
     this.blocks = Array.from({ length: config.n_layer }, (_, l) => Object.fromEntries(
-      ['ln_1', 'attn.c_attn', 'attn.c_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj'].map(name => [name, layer(`transformer.h.${l}.${name}`)])));
+      ['ln_1', 'attn.c_attn', 'attn.c_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj'].map(
+        name => [name, (name.startsWith('ln') ? layer : conv1d)(`transformer.h.${l}.${name}`)])));
     this.ln_f = layer('transformer.ln_f');
     this.lm_head = { weight: tensors['lm_head.weight'] ?? this.wte };   // left out of the file where the two are one matrix
     this.n_params = Object.values(tensors).reduce((n, t) => n + t.data.length, 0);

@@ -4,8 +4,8 @@ export function read_safetensors(buffer) {
   const header_length = Number(new DataView(buffer).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, header_length)));
   const tensors = {};
+  delete header.__metadata__;
   for (const [name, { dtype, shape, data_offsets: [start, end] }] of Object.entries(header)) {
-    if (name === '__metadata__') continue;
     const raw = buffer.slice(8 + header_length + start, 8 + header_length + end);     // a copy, since views must be aligned
     if (dtype === 'F32') tensors[name] = { shape, data: new Float32Array(raw) };
     else if (dtype === 'F16') tensors[name] = { shape, data: Float32Array.from(new Uint16Array(raw), half_to_number) };
