@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pickle
+import re
 import warnings
 import zipfile
 from contextlib import contextmanager
