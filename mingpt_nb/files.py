@@ -8,8 +8,8 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/files.html.md"""
 __all__ = ['LIKE_GPT2', 'LIKE_GPT2_CONFIG', 'FLAGS', 'TOKENIZER_FILES', 'MODEL_FILES', 'FILE_NAMES', 'expand', 'as_path',
            'read_text', 'read_json', 'about', 'read_vocab', 'check_vocab', 'check_fields', 'added_around',
            'check_added', 'read_tokenizer_json', 'added_tokens', 'disk_error', 'writing', 'write_model', 'find_files',
-           'read_merges', 'write_tokenizer', 'tokenizer_json', 'write_bpe', 'read_tokenizer', 'with_added',
-           'check_whole', 'check_chars']
+           'read_merges', 'write_tokenizer', 'tokenizer_json', 'write_bpe', 'with_added', 'check_whole', 'check_chars',
+           'read_tokenizer']
 
 # %% ../nbs/99_files.ipynb #ea1aa7ce
 import json
@@ -501,28 +501,6 @@ def write_bpe(
         files['tokenizer.json'] = json.dumps(whole, ensure_ascii=False)
     write_tokenizer(folder, files)
 
-# %% ../nbs/99_files.ipynb #aeacd201
-def read_tokenizer(
-    folder,  # with tokenizer.json, or vocab.json and merges.txt, or encoder.json and vocab.bpe, or only vocab.json
-) -> tuple:  # (token -> id, pairs or None for characters, added: token -> (id, is it special?), what was read)
-    """The tables of the tokenizer that was saved in `folder`. `FileNotFoundError` if there is none;
-    `ValueError` names the file that is damaged, or asks for what would make other ids."""
-    where = Path(folder, 'tokenizer.json')
-    if where.is_file():
-        table, pairs, listed = read_tokenizer_json(where)
-        return table, pairs, added_tokens(folder, listed), where
-    vocab, merges = find_files(folder)
-    if not vocab:
-        raise FileNotFoundError(
-            f'no tokenizer in {folder}: expected tokenizer.json, vocab.json (and merges.txt), or encoder.json and vocab.bpe'
-        )
-    table, pairs, where = read_vocab(vocab), None, vocab
-    if merges:
-        text, where = read_text(merges), f'{vocab} with {merges.name}'
-        with about(merges):
-            pairs = read_merges(text)
-    return table, pairs, added_tokens(folder), where
-
 # %% ../nbs/99_files.ipynb #bfd9fc55
 def with_added(
     table: dict,  # token -> id
@@ -568,3 +546,38 @@ def check_chars(
     if table != {c: i for i, c in enumerate(sorted(table))}:
         raise ValueError('it does not number its characters in their order')
     return list(table)
+
+# %% ../nbs/99_files.ipynb #aeacd201
+def read_tokenizer(
+    folder,  # with tokenizer.json, or vocab.json and merges.txt, or encoder.json and vocab.bpe, or only vocab.json
+    characters,  # those that stand for bytes
+) -> tuple:  # (token -> id, pairs or None for characters, the words that were added, what was read)
+    """The tables of the tokenizer that was saved in `folder`. `FileNotFoundError` if there is none;
+    `ValueError` names the file that is damaged, or asks for what would make other ids."""
+    where, listed = Path(folder, 'tokenizer.json'), []
+    if where.is_file():
+        table, pairs, listed = read_tokenizer_json(where)
+    else:
+        table, pairs, where = _read_tables(folder)
+    added = added_tokens(folder, listed)
+    with about(where):
+        if pairs is None:
+            check_chars(table, added)
+            return table, None, [], where
+        table, words = with_added(table, pairs, added, characters)
+    return table, pairs, words, where
+
+
+def _read_tables(folder):
+    vocab, merges = find_files(folder)
+    if not vocab:
+        raise FileNotFoundError(
+            f'no tokenizer in {folder}: expected tokenizer.json, vocab.json (and merges.txt), '
+            'or encoder.json and vocab.bpe'
+        )
+    table = read_vocab(vocab)
+    if not merges:
+        return table, None, vocab
+    text = read_text(merges)
+    with about(merges):
+        return table, read_merges(text), f'{vocab} with {merges.name}'

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mingpt_nb import bpe
-from mingpt_nb.words import DATA, SHA256, unicode_ranges
+from mingpt_nb import bpe, words
+from mingpt_nb.files import TOKENIZER_FILES
+from mingpt_nb.words import DATA, SHA256, read_data, split_words, unicode_ranges
 
 try:
     import tiktoken
@@ -125,6 +126,15 @@ def enc():
 
 
 @pytest.fixture(scope='module')
+def small(enc):
+    "The tokenizer of one screen, with GPT-2's merges."
+    order = bpe.bytes_to_unicode()
+    byte_of = {c: bytes([b]) for b, c in order.items()}
+    merges = [tuple(b''.join(byte_of[c] for c in t) for t in pair) for pair in enc.bpe_ranks]
+    return bpe.Tokenizer(merges, order)
+
+
+@pytest.fixture(scope='module')
 def peer(enc):
     ranks = {b: i for i, b in enc.token_bytes.items() if i != 50256}
     return tiktoken.Encoding(
@@ -157,10 +167,7 @@ def test_every_code_point_is_of_tiktokens_class(enc, peer):
     """Only what is neither letter nor number nor space keeps an apostrophe from its s. Another
     tiktoken may know newer characters."""
     kinds = {
-        chr(c)
-        for ranges in unicode_ranges().values()
-        for a, b in ranges
-        for c in range(a, b + 1)
+        chr(c) for ranges in unicode_ranges().values() for a, b in ranges for c in range(a, b + 1)
     }
     for start in [*range(0, 0x34000, 0x400), 0x3D000, 0xE0000, 0xF0000, 0x10FC00]:
         chars = [chr(c) for c in range(start, start + 0x400) if not 0xD800 <= c < 0xE000]
@@ -215,7 +222,7 @@ def test_hugging_face_reads_what_we_save(enc, manual, tmp_path):
 @given(TEXT)
 def test_round_trip(enc, text):
     assert enc.decode(enc.encode(text)) == text
-    assert ''.join(bpe.split_words(text)) == text
+    assert ''.join(split_words(text)) == text
     assert b''.join(enc.token_bytes[i] for i in enc.encode(text)) == text.encode()
 
 
@@ -311,16 +318,15 @@ def test_the_cache_is_bounded():
 def test_damaged_data(name, damage, tmp_path):
     raw = (DATA / name).read_bytes()
     (tmp_path / name).write_bytes(raw)
-    assert bpe.read_data(name, tmp_path) == bpe.read_data(name)
+    assert read_data(name, tmp_path) == read_data(name)
     (tmp_path / name).write_bytes(damage(raw))
     with pytest.raises(ValueError, match=f'checksum mismatch, {name}'):
-        bpe.read_data(name, tmp_path)
+        read_data(name, tmp_path)
 
 
 def test_get_encoder_refuses_a_damaged_vocabulary(monkeypatch, tmp_path):
     (tmp_path / 'gpt2-vocab.bpe.bz2').write_bytes(b'not the vocabulary')
-    read = bpe.read_data
-    monkeypatch.setattr(bpe, 'read_data', lambda name: read(name, tmp_path))
+    monkeypatch.setattr(words, 'read_data', lambda name: read_data(name, tmp_path))
     with pytest.raises(ValueError, match='checksum mismatch'):
         bpe.get_encoder()
 
@@ -375,6 +381,90 @@ def test_half_a_tokenizer(enc, tmp_path):
     )
     with pytest.raises(ValueError, match='which the vocabulary lacks'):
         bpe.load_tokenizer(tmp_path)
+
+
+def test_what_was_saved_last_is_loaded(enc, tmp_path):
+    chars = bpe.CharTokenizer('abc')
+    for old in TOKENIZER_FILES:
+        for ours, files in (enc, ['merges.txt', 'vocab.json']), (chars, ['vocab.json']):
+            (tmp_path / old).write_text('of an older tokenizer')
+            for name in 'encoder.json', 'vocab.bpe':
+                (tmp_path / name).write_text('')
+            ours.save(tmp_path)
+            assert sorted(p.name for p in tmp_path.iterdir()) == files
+            assert type(bpe.load_tokenizer(tmp_path)) is type(ours)
+
+
+def test_what_an_editor_does_to_a_file(enc, tmp_path):
+    enc.save(tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes().replace(b'\n', b'\r\n'))
+    assert bpe.load_tokenizer(tmp_path).encode('Hello world') == [15496, 995]
+
+
+@pytest.mark.parametrize(
+    'name, damage, message',
+    [
+        ('vocab.json', lambda raw: raw[:5000], 'vocab.json is not JSON'),
+        ('vocab.json', lambda raw: b'[1, 2]', 'vocab.json should hold a JSON dict, not list'),
+        ('vocab.json', lambda raw: b'{"a": "0"}', "vocab.json: the id of 'a' should be an integer"),
+        (
+            'vocab.json',
+            lambda raw: b'{"a": 0, "b": 0, "ab": 1}',
+            'vocab.json with merges.txt: two tokens of the vocabulary have the same id',
+        ),
+        (
+            'merges.txt',
+            lambda raw: b'\n'.join(raw.split(b'\n')[:20_000]),
+            "vocab.json with merges.txt: no merge makes 'Ġ",
+        ),
+        ('merges.txt', lambda raw: b'a b\nab', 'merges.txt: line 2 of the merges'),
+        ('merges.txt', lambda raw: b'a b\n\xff', 'merges.txt is not UTF-8'),
+        (
+            'merges.txt',
+            lambda raw: b'<html> <head>\n',
+            "vocab.json with merges.txt: merge 0 uses '<html>'",
+        ),
+    ],
+)
+def test_damaged_tokenizers(enc, tmp_path, name, damage, message):
+    enc.save(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError) as error:
+        bpe.load_tokenizer(tmp_path)
+    assert f'{tmp_path}/{message}'.replace('\\', '/') in str(error.value).replace('\\', '/')
+
+
+def test_characters_out_of_order(tmp_path):
+    for text, message in (
+        ('{"b": 0, "a": 1}', 'it does not number its characters in their order'),
+        ('{"ab": 0}', "'ab' is not one character"),
+    ):
+        (tmp_path / 'vocab.json').write_text(text)
+        with pytest.raises(ValueError, match=f'vocab.json: {message}'):
+            bpe.load_tokenizer(tmp_path)
+
+
+def test_openais_names(enc, tmp_path):
+    enc.save(tmp_path)
+    (tmp_path / 'merges.txt').rename(tmp_path / 'vocab.bpe')
+    (tmp_path / 'vocab.json').rename(tmp_path / 'encoder.json')
+    assert bpe.load_tokenizer(tmp_path).encode('Hello world') == [15496, 995]
+
+
+def test_an_added_word_that_is_an_ordinary_token(enc):
+    "It is cut out of words, wherever it stands."
+    vocab, merges = enc.encoder, list(enc.bpe_ranks)
+    hello = bpe.Encoder(vocab, merges, ['Hello'])
+    assert hello.encode('OHello') == [*enc.encode('O'), 15496]
+    assert hello.decode(hello.encode('OHello é')) == 'OHello é'
+
+
+@steady(300)
+@given(TEXT)
+def test_the_small_tokenizer_gives_the_same_ids(enc, small, text):
+    assert small.encode(text) == enc.encode(text)
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -439,7 +529,7 @@ def test_import_brings_no_torch():
     code = (
         "import sys, mingpt_nb.bpe as bpe\n"
         "assert bpe.get_encoder().encode('naïve 🤗') == [2616, 38776, 12520, 97, 245]\n"
-        "heavy = {'torch', 'numpy', 'regex', 'requests', 'matplotlib', 'mingpt_nb.utils'}\n"
+        "heavy = {'torch', 'numpy', 'requests', 'matplotlib', 'mingpt_nb.utils'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
