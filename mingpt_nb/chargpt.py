@@ -19,7 +19,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 # %% ../nbs/06_chargpt.ipynb #25c0e5f1
-from .adder import cpu_threads, prepare, save_plot
 from .bpe import CharTokenizer
 from .checks import as_integer, check_sampling, known_ids
 from mingpt_nb.data import (
@@ -36,7 +35,19 @@ from mingpt_nb.data import (
 from .gpt2 import save_pretrained
 from .model import GPT
 from .trainer import Trainer
-from .utils import CfgNode, ConfigError, RunError, cli, hold, pick_dtype, say, set_seed
+from mingpt_nb.utils import (
+    CfgNode,
+    ConfigError,
+    RunError,
+    cli,
+    cpu_threads,
+    hold,
+    pick_dtype,
+    prepare,
+    save_plot,
+    say,
+    set_seed,
+)
 from .weights import as_path, expand
 
 # %% ../nbs/06_chargpt.ipynb #7be84070

@@ -7,7 +7,7 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/checks.html.md"""
 # %% auto #0
 __all__ = ['SIZES', 'as_integer', 'as_number', 'as_tensor', 'check_ids', 'check_idx', 'check_targets', 'check_stops',
            'check_allowed', 'check_sampling', 'check_logits', 'check_preset', 'check_model', 'check_memory',
-           'known_ids', 'check_fit']
+           'known_ids', 'check_fit', 'check_addition', 'check_addend', 'check_length']
 
 # %% ../nbs/95_checks.ipynb #2c823d1d
 import math
@@ -323,3 +323,36 @@ def check_fit(
     if not set(beyond) <= set(special.values()):
         raise ValueError(f'{text}: they do not belong together')
     warnings.warn(f'{text}: the special tokens beyond cannot be used', stacklevel=3)
+
+# %% ../nbs/95_checks.ipynb #acd3425e
+def check_addition(
+    ndigit: int,  # of each number
+    split: str,  # part of the problems
+):
+    "`ValueError` unless there is a digit, and `split` is 'train' or 'test'."
+    if split not in ('train', 'test'):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    if ndigit < 1:
+        raise ConfigError(f'ndigit must be 1 or more, got {ndigit}')
+
+
+def check_addend(
+    number,  # of any kind
+    n: int,  # digits that it has places for
+) -> int:
+    "`number`, if it can be written with `n` digits."
+    try:
+        return as_integer('number', number, low=0, high=10**n - 1)
+    except ValueError:
+        raise ValueError(
+            f'this model adds integers of up to {n} digits, from 0 to {10**n - 1}, got {number!r}'
+        ) from None
+
+
+def check_length(
+    n: int,  # tokens of a problem
+    block_size: int,  # of the model
+):
+    "`ValueError` if the model has fewer places than a problem has tokens."
+    if n > block_size:
+        raise ValueError(f'problems of {n} tokens do not fit a model with block_size={block_size}')

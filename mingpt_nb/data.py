@@ -6,9 +6,9 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/data.html.md"""
 
 # %% auto #0
 __all__ = ['SOURCES', 'FORMAT', 'HEADER', 'english', 'cache_dir', 'file_digest', 'verify', 'DownloadError', 'download', 'File',
-           'Source', 'fetch', 'split', 'load_split', 'read_pieces', 'id_dtype', 'id_array', 'fingerprint',
-           'tokenizer_print', 'read_header', 'TokenFile', 'write_ids', 'write_tokens', 'TokenDataset',
-           'bits_per_character', 'windows', 'evaluate']
+           'Source', 'fetch', 'split', 'load_split', 'hash_rows', 'is_test', 'draw_questions', 'read_pieces',
+           'id_dtype', 'id_array', 'fingerprint', 'tokenizer_print', 'read_header', 'TokenFile', 'write_ids',
+           'write_tokens', 'TokenDataset', 'bits_per_character', 'windows', 'evaluate']
 
 # %% ../nbs/91_data.ipynb #798d5d52
 import collections
@@ -40,7 +40,6 @@ from tqdm import tqdm
 
 # %% ../nbs/91_data.ipynb #075f6d1c
 from .files import as_path
-
 from .words import pick_special, slices
 
 # %% ../nbs/91_data.ipynb #bf84f9cd
@@ -344,6 +343,45 @@ def load_split(
     return split(np.memmap(fetch(name), dtype=np.uint8, mode='r'), parts)[
         ('train', 'valid', 'test').index(part)
     ]
+
+# %% ../nbs/91_data.ipynb #8090855b
+def hash_rows(
+    *columns,  # integers or integer arrays, broadcast against each other
+):
+    """A 64-bit hash of the integers in each row, a uint64 array; the same in every process and on
+    every machine."""
+    h = np.zeros(1, dtype=np.uint64)
+    for c in columns:
+        h = (
+            h + np.asarray(c, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        )  # wraps around, as it should
+        h = (h ^ h >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        h = (h ^ h >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        h = h ^ h >> np.uint64(31)
+    return h
+
+# %% ../nbs/91_data.ipynb #835f08f5
+def is_test(
+    questions,  # integer array (N, 2n), the digits of a and b
+):
+    "True for the fifth of all problems that is kept for testing, (N,); a + b and b + a agree."
+    a, b = np.split(np.asarray(questions), 2, axis=1)
+    return (hash_rows(*a.T) + hash_rows(*b.T)) % np.uint64(5) == 0
+
+# %% ../nbs/91_data.ipynb #1f0cce78
+def draw_questions(
+    ndigit: int,
+    split: str,  # 'train' or 'test'
+    items,  # list of integers, 0 or more
+):
+    "The questions with these numbers, int64 array (N, 2 * ndigit); never one of the other split."
+    items, columns = np.asarray(items)[:, None], np.arange(2 * ndigit)
+    out, todo = np.empty((len(items), 2 * ndigit), dtype=np.int64), np.arange(len(items))
+    for attempt in itertools.count():
+        out[todo] = hash_rows(split == 'test', items[todo], attempt, columns) % np.uint64(10)
+        todo = todo[is_test(out[todo]) != (split == 'test')]
+        if not len(todo):
+            return out
 
 # %% ../nbs/91_data.ipynb #37ec698a
 def read_pieces(

@@ -8,7 +8,7 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/utils.html.md"""
 __all__ = ['WRAPPERS', 'COMMANDS', 'patch', 'ConfigError', 'RunError', 'as_python', 'plain', 'CfgNode', 'parse_value', 'set_seed',
            'make_folder', 'setup_logging', 'FolderInUse', 'hold', 'layers', 'unwrap', 'plain_name', 'pick_device',
            'most_workers', 'machine_memory', 'pick_dtype', 'evaluating', 'need', 'first_to_fail', 'write', 'mute',
-           'say', 'Bar', 'cli']
+           'say', 'Bar', 'cpu_threads', 'started', 'prepare', 'save_plot', 'cli']
 
 # %% ../nbs/90_utils.ipynb #2ac5c824
 import builtins
@@ -36,8 +36,9 @@ from . import __version__
 # %% ../nbs/90_utils.ipynb #fdb411c2
 import numpy as np
 import torch
-from .files import as_path, expand
 from tqdm import tqdm
+
+from .files import as_path, expand
 
 # %% ../nbs/90_utils.ipynb #ecdb617f
 def patch(f):
@@ -664,6 +665,70 @@ class Bar(tqdm):
         except OSError:
             self.disable = True
             mute(self.fp)
+
+# %% ../nbs/90_utils.ipynb #98733a12
+@contextmanager
+def cpu_threads(
+    n: int = None,  # None: as many as before
+):
+    """Let torch use `n` CPU threads inside the block, and as many as before after it. `ConfigError`
+    for more than can be of use."""
+    before, number = torch.get_num_threads(), as_python(n)
+    whole = isinstance(number, (int, float)) and not isinstance(number, bool)
+    whole = whole and 1 <= number <= most_workers() and number == int(number)
+    if n is not None and not whole:
+        raise ConfigError(
+            f'threads must be an integer from 1 to {most_workers()} or None, got {number!r}'
+        )
+    torch.set_num_threads(before if n is None else int(number))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+# %% ../nbs/90_utils.ipynb #1f0cb4c2
+@contextmanager
+def started(
+    config,  # of a command: system, data, model, trainer
+    build,  # function: `build(config)` is the trainer
+):
+    "A block in which the run has its folder and threads; its value is the trainer, ready to run."
+    with hold(config.system.work_dir), cpu_threads(config.system.threads):
+        yield prepare(config, build)
+
+
+def prepare(config, build):
+    "The trainer, and the folders of its run. `ConfigError` for whatever would stop the run later."
+    given = {k: getattr(config.model, k) for k in ('vocab_size', 'block_size')}
+    config.trainer.work_dir = config.trainer.work_dir or config.system.work_dir
+    try:
+        trainer = build(config)
+    except OSError as e:
+        raise ConfigError(f'{e.filename}: {e.strerror}' if e.strerror else str(e)) from e
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    for name, value in given.items():
+        decided = getattr(config.model, name)
+        if value not in (None, decided):
+            raise ConfigError(f'model.{name} follows from the data: it is {decided}, not {value}')
+    for name in 'model', 'training.png':  # what is in the way of the results is better found now
+        place = make_folder(config.system.work_dir) / name
+        if place.exists() and place.is_dir() != (name == 'model'):
+            raise ConfigError(f'{place} is in the way of what the run will write there: move it')
+    make_folder(config.trainer.work_dir, 'trainer.work_dir')
+    trainer.begin()  # an earlier run is resumed, or set aside
+    setup_logging(config)
+    return trainer
+
+
+def save_plot(trainer, folder, chance: float):
+    "Write training.png, with the loss of guessing as a line, or say why there is none."
+    picture = as_path(folder) / 'training.png'
+    try:
+        trainer.plot(chance=chance).savefig(picture)
+    except ImportError as e:
+        return say(f'no picture of the training: {e}')
+    say(f'training: {picture}')
 
 # %% ../nbs/90_utils.ipynb #3ca4edaf
 COMMANDS = {  # command: (module of this package, what it does)

@@ -127,6 +127,9 @@ def test_the_minutes_on_the_map_are_those_of_the_chapters():
 # Each cell whose output another processor would make otherwise, and why.
 VARIES = {
     '02_model df85504b': 'five models trained for eighty steps',
+    '04_adder 30c99c3a': 'a short training run',
+    '04_adder be71d9c1': 'what that model and a fresh one get right',
+    '04_adder a9be575b': 'a training run with dropout',
     '04_adder 9748b8a4': 'the steps at which a training run reaches 80%',
     '04_adder 12ab56db': 'mistakes of a model in the middle of its training',
     '04_adder 6e129477': 'mistakes of a model in the middle of its training',

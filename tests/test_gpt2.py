@@ -22,13 +22,13 @@ transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 import processes
-from mingpt_nb.files import tokenizer_json
 
 import mingpt_nb.bpe
 import mingpt_nb.model
 import mingpt_nb.utils
 from mingpt_nb import gpt2
 from mingpt_nb.bpe import BPETokenizer, CharTokenizer, get_encoder
+from mingpt_nb.files import tokenizer_json
 from mingpt_nb.model import GPT
 
 SMALL = dict(
