@@ -13,61 +13,44 @@ from torch import nn
 from torch.nn import functional as F
 
 # %% ../nbs/01_attention.ipynb #beacecc9
-def causal_mask(
-    T: int,  # queries: the last T of the positions
-    S: int,  # keys: all S positions, S >= T
-    device=None,  # of the result
-) -> torch.Tensor:  # (T, S), bool
-    "True where a query may look: query i stands at position S - T + i and sees the keys up to it. All True if T = 1."
+def causal_mask(T: int, S: int, device=None) -> torch.Tensor:
+    "(T, S), True where the last T of S positions may look: each at itself and what is before it."
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 # %% ../nbs/01_attention.ipynb #1d100381
-def attention_weights(
-    q,  # (..., T, hs) queries of the last T positions
-    k,  # (..., S, hs) keys of all S positions, S >= T
-) -> torch.Tensor:  # (..., T, S), in the dtype of q
-    "softmax(q k^T / sqrt(hs)) over the keys that are not in the future; each row sums to 1. Vaswani et al. 2017, section 3.2.1."
-    scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # (..., T, S)
+def attention_weights(q, k) -> torch.Tensor:
+    "(.., T, hs), (.., S, hs) -> (.., T, S); rows sum to 1. Vaswani et al. 2017, section 3.2.1."
+    scores = q.to(k.dtype) * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # (.., T, S)
     mask = causal_mask(*scores.shape[-2:], device=q.device)
     return scores.masked_fill(~mask, -torch.inf).softmax(-1)
 
 # %% ../nbs/01_attention.ipynb #23bcda38
 def attend(q, k, v, dropout_p=0.0):
-    "attention_weights(q, k) @ v, each weight dropped with probability `dropout_p`, in one fused call."
+    "`attention_weights(q, k) @ v` in one call, weights dropped with probability `dropout_p`."
     T, S = q.shape[-2], k.shape[-2]
     mask = causal_mask(T, S, q.device) if 1 < T < S else None
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=T == S
-    )
+    q = q.to(k.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=T == S)
 
 # %% ../nbs/01_attention.ipynb #c663ae9d
 class KVCache:
-    "Keys and values of the tokens that one layer has seen, in buffers allocated once. Use it under `torch.no_grad`."
+    "Keys and values that one layer has computed, for at most `max_len` tokens. Under `no_grad`."
 
-    def __init__(
-        self,
-        batch_size: int,  # sequences, B
-        n_head: int,  # heads, nh
-        max_len: int,  # most tokens that it can hold
-        head_size: int,  # channels of one head, hs
-        device=None,  # of the keys and values
-        dtype=None,  # of the keys and values
-    ):
-        self.k, self.v = (
-            torch.empty(batch_size, n_head, max_len, head_size, device=device, dtype=dtype)
-            for _ in range(2)
-        )
+    def __init__(self, batch_size, n_head, max_len, head_size, device=None, dtype=None):
+        size = batch_size, n_head, max_len, head_size
+        self.k = torch.empty(size, device=device, dtype=dtype)
+        self.v = torch.empty(size, device=device, dtype=dtype)
         self.length = 0  # tokens held; 0 again empties the cache
 
     def append(self, k, v):
-        "Keep `k` and `v`, each (B, nh, T, hs); views of all so far, each (B, nh, length, hs). `ValueError` if there is no room."
+        "Keep `k`, `v` (B, nh, T, hs); return all, (B, nh, length, hs). `ValueError`: no room."
         start, T, room = self.length, k.shape[2], self.k.shape[2]
         if start + T > room:
             raise ValueError(f'the cache holds {start} of {room} tokens: no room for {T} more')
         self.k.narrow(2, start, T).copy_(k)
-        self.v.narrow(2, start, T).copy_(v)  # as [:, :, start:start + T], in less time
-        end = self.length = start + T
-        return self.k.narrow(2, 0, end), self.v.narrow(2, 0, end)
+        self.v.narrow(2, start, T).copy_(v)
+        self.length = start + T
+        return self.k.narrow(2, 0, self.length), self.v.narrow(2, 0, self.length)
 
 # %% ../nbs/01_attention.ipynb #f16c581b
 class CausalSelfAttention(nn.Module):
@@ -84,13 +67,15 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x, cache=None, need_weights=False):
-        "x (B, T, C) -> y (B, T, C), or y and the weights (B, nh, T, past + T) from before dropout."
-        (B, T, C), nh = x.shape, self.n_head
-        qkv = self.c_attn(x).view(B, T, 3 * nh, C // nh).transpose(1, 2)
+        "x (B, T, C) -> y (B, T, C), or (y, weights (B, nh, T, past + T), from before dropout)."
+        B, T, C = x.shape
+        nh = self.n_head
+        qkv = self.c_attn(x)  # (B, T, 3 C)
+        qkv = qkv.view(B, T, 3 * nh, C // nh)  # (B, T, 3 nh, hs)
+        qkv = qkv.transpose(1, 2)  # (B, 3 nh, T, hs)
         q, k, v = qkv.chunk(3, dim=1)  # each (B, nh, T, hs)
         if cache is not None:
-            k, v = cache.append(k, v)  # each (B, nh, S, hs), in the cache's dtype
-        q = q.to(k.dtype)
+            k, v = cache.append(k, v)  # each (B, nh, S, hs): all so far
         if need_weights:
             weights = attention_weights(q, k)  # (B, nh, T, S)
             y = self.attn_dropout(weights) @ v  # (B, nh, T, hs)
@@ -102,11 +87,7 @@ class CausalSelfAttention(nn.Module):
             y = self.resid_dropout(y)  # a call that does nothing takes time too
         return (y, weights) if need_weights else y
 
-# %% ../nbs/01_attention.ipynb #07a26d67
-def _load_without_mask(self, state_dict, prefix, *args):
-    for name in 'bias', 'masked_bias':
-        state_dict.pop(prefix + name, None)  # `state_dict` is load_state_dict's own copy
-    nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
-
-
-CausalSelfAttention._load_from_state_dict = _load_without_mask
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        for mask in 'bias', 'masked_bias':  # a buffer of minGPT's
+            state_dict.pop(prefix + mask, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
