@@ -21,7 +21,6 @@ from mingpt_nb.checks import (
     check_allowed,
     check_idx,
     check_logits,
-    check_memory,
     check_model,
     check_preset,
     check_sampling,
@@ -39,15 +38,8 @@ class NewGELU(nn.Module):
         return F.gelu(x, approximate='tanh')
 
 # %% ../nbs/02_model.ipynb #8aa01650
-ACTIVATIONS = dict(
-    gelu_new=NewGELU,
-    gelu_pytorch_tanh=NewGELU,
-    gelu=nn.GELU,
-    relu=nn.ReLU,
-    silu=nn.SiLU,
-    swish=nn.SiLU,
-    tanh=nn.Tanh,
-)
+ACTIVATIONS = dict(gelu_new=NewGELU, gelu_pytorch_tanh=NewGELU, gelu=nn.GELU)
+ACTIVATIONS |= dict(relu=nn.ReLU, silu=nn.SiLU, swish=nn.SiLU, tanh=nn.Tanh)
 
 # %% ../nbs/02_model.ipynb #8ab7e864
 class MLP(nn.Module):
@@ -98,112 +90,111 @@ PRESETS = {
 }
 
 # %% ../nbs/02_model.ipynb #7ab4d1aa
-def count_params(
-    # with vocab_size, block_size, n_layer, n_embd, tie_weights, and n_inner if it is not 4 n_embd
-    config,
-) -> int:
+def count_params(config) -> int:  # as from `resolve_config`
     "The number of parameters of `GPT(config)`, by formula; nothing is allocated."
     V, T, L, C = config.vocab_size, config.block_size, config.n_layer, config.n_embd
-    I = getattr(config, 'n_inner', None) or 4 * C
+    inner = getattr(config, 'n_inner', None) or 4 * C
     head = 0 if config.tie_weights else V * C
-    return V * C + T * C + L * (4 * C * C + 2 * C * I + I + 9 * C) + 2 * C + head
+    return V * C + T * C + L * (4 * C * C + 2 * C * inner + inner + 9 * C) + 2 * C + head
 
 # %% ../nbs/02_model.ipynb #21024e44
 def default_config() -> CfgNode:
-    "What `GPT.get_default_config` returns: minGPT's defaults, frozen."
-    return CfgNode(
-        model_type='gpt',  # a name from PRESETS; 'gpt' or None: the sizes below
-        n_layer=None,
-        n_head=None,
-        n_embd=None,
-        vocab_size=None,
-        block_size=None,  # these come from the data
-        embd_pdrop=0.1,
-        resid_pdrop=0.1,
-        attn_pdrop=0.1,  # dropout probabilities
-        tie_weights=False,  # one matrix for embedding and head, as in GPT-2
-        # what checkpoints that are not OpenAI's may have otherwise
-        n_inner=None,  # width inside the MLP; None: 4 * n_embd
-        activation='gelu_new',
-        layer_norm_epsilon=1e-5,  # a name from ACTIVATIONS; under the root of a layer norm
-    ).freeze(
-        model_type=str | None,
-        n_layer=int | None,
-        n_head=int | None,
-        n_embd=int | None,
-        vocab_size=int | None,
-        block_size=int | None,
-        n_inner=int | None,
-    )
+    "What `GPT.get_default_config` returns: minGPT's defaults, frozen; None is yours to fill in."
+    sizes = dict(n_layer=None, n_head=None, n_embd=None)  # or the name of a preset as model_type
+    data = dict(vocab_size=None, block_size=None)  # how many tokens it knows, how many it sees
+    dropout = dict(embd_pdrop=0.1, resid_pdrop=0.1, attn_pdrop=0.1)  # probabilities
+    tie = dict(tie_weights=False)  # one matrix for embedding and head, as in GPT-2
+    other = dict(n_inner=None, activation='gelu_new', layer_norm_epsilon=1e-5)  # in checkpoints
+    c = CfgNode(model_type='gpt', **sizes, **data, **dropout, **tie, **other)
+    integers = dict.fromkeys([*sizes, *data, 'n_inner'], int | None)
+    return c.freeze(model_type=str | None, **integers)
 
-# %% ../nbs/02_model.ipynb #e46c44df
-def resolve_config(
-    config,  # any object with some of the fields of `default_config`; it is not changed
-) -> CfgNode:
-    "A complete, checked copy of `config`, with the preset's sizes. `ConfigError` says what is wrong."
+
+def resolve_config(config) -> CfgNode:  # any object with some of these fields; it is not changed
+    "A complete, checked copy of `config`, with the preset's sizes. `ConfigError` if it makes no sense."
     c = default_config()
     c.merge_from_dict(vars(config))
     check_preset(c, PRESETS)
     if c.model_type in PRESETS:
         c.merge_from_dict({**PRESETS[c.model_type], 'model_type': 'gpt'})
-    check_model(c, ACTIVATIONS)
-    check_memory(c, count_params(c))
+    check_model(c, ACTIVATIONS, count_params)
     return c
 
 # %% ../nbs/02_model.ipynb #7248f8ae
 class GPT(nn.Module):
-    "A GPT-2: token ids (B, T) to logits (B, T, vocab_size). Parameter names are those of minGPT and Hugging Face."
+    "A GPT-2: token ids (B, T) to logits (B, T, vocab_size). Names as in minGPT and Hugging Face."
 
-    def __init__(
-        self, config
-    ):  # as from `get_default_config`; not changed. `ConfigError` (a `ValueError`) if it makes no sense
+    get_default_config = staticmethod(default_config)
+
+    def __init__(self, config):  # as from `get_default_config`; it is not changed
         super().__init__()
         c = self.config = resolve_config(config)
         self.block_size = c.block_size
-        self.transformer = nn.ModuleDict(
-            dict(
-                wte=nn.Embedding(c.vocab_size, c.n_embd),  # what each token means
-                wpe=nn.Embedding(c.block_size, c.n_embd),  # what each position means
-                drop=nn.Dropout(c.embd_pdrop),
-                h=nn.ModuleList([Block(c) for _ in range(c.n_layer)]),
-                ln_f=nn.LayerNorm(c.n_embd, c.layer_norm_epsilon),
-            )
+        parts = dict(
+            wte=nn.Embedding(c.vocab_size, c.n_embd),  # what each token means
+            wpe=nn.Embedding(c.block_size, c.n_embd),  # what each position means
+            drop=nn.Dropout(c.embd_pdrop),
+            h=nn.ModuleList([Block(c) for _ in range(c.n_layer)]),
+            ln_f=nn.LayerNorm(c.n_embd, c.layer_norm_epsilon),
         )
+        self.transformer = nn.ModuleDict(parts)
         self.lm_head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         init_weights(self)
         if c.tie_weights:
             self.lm_head.weight = self.transformer.wte.weight
 
-    get_default_config = staticmethod(default_config)
+    def embed(self, idx, start: int = 0):  # (B, T); position of the first token
+        "Token plus position embeddings (B, T, n_embd). `ValueError` for wrong ids, or too many."
+        idx, t = check_idx(idx, self.config.vocab_size, start, self.block_size), self.transformer
+        x = t.wte(idx) + t.wpe.weight[start : start + idx.size(1)]  # (B, T, C) + (T, C)
+        return t.drop(x) if self.training else x
+
+    def hidden(self, idx, caches: list = None):  # (B, T); one `KVCache` per layer, or none
+        "The stream after the last layer norm: (B, T, n_embd)."
+        x = self.embed(idx, caches[0].length if caches else 0)
+        for i, block in enumerate(self.transformer.h):
+            x = block(x, caches[i] if caches else None)  # (B, T, C)
+        return self.transformer.ln_f(x)
+
+    def forward(self, idx, targets=None):  # integers (B, T); the token after each, -1: none
+        "Logits (B, T, V), and the mean loss in nats or None. `ValueError` for wrong shapes and ids."
+        logits = self.lm_head(self.hidden(idx))  # (B, T, C) -> (B, T, V)
+        return logits, None if targets is None else lm_loss(logits, targets)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        fit_names(self, state_dict, prefix)  # of a model that was compiled or wrapped
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @staticmethod
-    def from_pretrained(
-        name_or_path, **kwargs
-    ):  # 'gpt2', any GPT-2 on the Hugging Face hub, or a folder
+    def from_pretrained(name_or_path, **kwargs):  # 'gpt2', any GPT-2 on the hub, or a folder
         "A GPT with trained weights, in eval mode: see `mingpt_nb.gpt2.load_pretrained`."
         from mingpt_nb.gpt2 import load_pretrained
 
         return load_pretrained(name_or_path, **kwargs)
 
 # %% ../nbs/02_model.ipynb #fde14b04
-def init_weights(
-    model: GPT,  # changed in place
-):
-    "GPT-2's initialisation: N(0, 0.02), projections onto the residual stream N(0, 0.02 / sqrt(2 n_layer)), biases 0, norms 1."
-    model.apply(_init_module)
-    std = 0.02 / math.sqrt(2 * model.config.n_layer)
+def init_weights(model: nn.Module):  # a `GPT`, changed in place
+    "GPT-2's start: N(0, 0.02), projections onto the stream N(0, 0.02 / sqrt(2 n_layer)), biases 0."
+    for m in model.modules():
+        if isinstance(m, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(m.weight, std=0.02)
+        if isinstance(m, nn.Linear) and m.bias is not None:
+            nn.init.zeros_(m.bias)
+        if isinstance(m, nn.LayerNorm):
+            m.reset_parameters()  # weight 1, bias 0
     for name, p in model.named_parameters():
         if name.endswith('c_proj.weight'):
-            nn.init.normal_(p, std=std)
+            nn.init.normal_(p, std=0.02 / math.sqrt(2 * model.config.n_layer))
 
-
-def _init_module(m):
-    if isinstance(m, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(m.weight, std=0.02)
-    if isinstance(m, nn.Linear) and m.bias is not None:
-        nn.init.zeros_(m.bias)
-    if isinstance(m, nn.LayerNorm):
-        m.reset_parameters()  # weight 1, bias 0
+# %% ../nbs/02_model.ipynb #d946739b
+def lm_loss(
+    logits, targets
+):  # (B, T, V) of any float type; integers (B, T), -1: nothing to predict
+    "Mean cross-entropy in nats over the targets that are not -1, in float32; 0 if there are none."
+    targets = check_targets(targets, logits)
+    rows = logits.flatten(0, 1).float()  # (B T, V)
+    total = F.cross_entropy(rows, targets.flatten(), ignore_index=-1, reduction='sum')
+    return total / (targets != -1).sum().clamp(min=1)
 
 # %% ../nbs/02_model.ipynb #4ead2512
 @patch
@@ -221,94 +212,30 @@ def to_hf(self: GPT):
 
     return to_hf(self)
 
-# %% ../nbs/02_model.ipynb #d522c21c
-def _load_by_name(self, state_dict, prefix, *args):
-    fit_names(self, state_dict, prefix)
-    nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
-
-
-GPT._load_from_state_dict = _load_by_name
-
-# %% ../nbs/02_model.ipynb #ed6ebee1
-@patch
-def embed(self: GPT, idx, start: int = 0):  # (B, T); position of the first token
-    "Token plus position embeddings (B, T, n_embd). `ValueError` for wrong ids, or too many."
-    idx, t = check_idx(idx, self.config.vocab_size), self.transformer
-    end = start + idx.size(1)
-    if end > self.block_size:
-        raise ValueError(f'a sequence of {end} tokens does not fit block_size={self.block_size}')
-    x = t.wte(idx) + t.wpe.weight[start:end]  # (B, T, C) + (T, C)
-    return t.drop(x) if self.training else x
-
-# %% ../nbs/02_model.ipynb #66e5b91d
-@patch
-def hidden(
-    self: GPT, idx, caches: list = None
-):  # (B, T); one KVCache per layer, which then hold T tokens more
-    "The stream after the last layer norm: (B, T, n_embd)."
-    x = self.embed(idx, caches[0].length if caches else 0)
-    for i, block in enumerate(self.transformer.h):
-        x = block(x, caches[i] if caches else None)
-    return self.transformer.ln_f(x)
-
-# %% ../nbs/02_model.ipynb #d946739b
-def lm_loss(
-    logits,  # (B, T, V), any float type; computed in float32
-    targets,  # integers (B, T), -1 where there is nothing to predict
-):
-    "Mean cross-entropy in nats over the targets that are not -1; 0 if there are none."
-    targets = check_targets(targets, logits)
-    total = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction='sum'
-    )
-    return total / (targets != -1).sum().clamp(min=1)
-
-# %% ../nbs/02_model.ipynb #0079fd77
-@patch
-def forward(
-    self: GPT,
-    idx,  # integers (B, T), T at most block_size, ids in [0, vocab_size)
-    targets=None,  # integers (B, T), the token after each; -1: not counted
-):
-    "Logits (B, T, V) and the mean loss in nats, or None. `ValueError` for wrong shapes and ids."
-    logits = self.lm_head(self.hidden(idx))
-    return logits, None if targets is None else lm_loss(logits, targets)
-
 # %% ../nbs/02_model.ipynb #c030cb0e
-def decay_groups(
-    model: nn.Module,
-):  # -> (decayed, not decayed)
-    "The parameters in two lists: the matrices of linear layers, which are decayed, and all others. A tied embedding counts as embedding."
-    ids = lambda *kinds: {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
-    matrices = ids(nn.Linear) - ids(nn.Embedding)
-    decayed = [p for p in model.parameters() if id(p) in matrices]
-    return decayed, [p for p in model.parameters() if id(p) not in matrices]
+def decay_groups(model: nn.Module):  # -> (decayed, not decayed)
+    "Two lists of parameters: matrices of linear layers, and all others, a tied embedding among them."
+    linear = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
+    tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    decayed = [p for p in model.parameters() if p in linear - tables]
+    return decayed, [p for p in model.parameters() if p not in linear - tables]
 
 # %% ../nbs/02_model.ipynb #5ed38abd
 @patch
-def configure_optimizers(
-    self: GPT,
-    train_config,  # with learning_rate, betas, weight_decay
-) -> torch.optim.AdamW:
-    "AdamW (Loshchilov and Hutter 2017) with weight decay on the matrices only, in one fused kernel where the device has it."
-    decayed, others = decay_groups(self)
+def configure_optimizers(self: GPT, train_config) -> torch.optim.AdamW:
+    "AdamW with `learning_rate`, `betas`, and `weight_decay` on matrices only; fused where it can be."
+    c, (decayed, others) = train_config, decay_groups(self)
     groups = [
-        dict(params=decayed, weight_decay=train_config.weight_decay),
+        dict(params=decayed, weight_decay=c.weight_decay),
         dict(params=others, weight_decay=0.0),
     ]
     fused = all(p.device.type in ('cpu', 'cuda') for p in self.parameters())
-    return torch.optim.AdamW(
-        groups, lr=train_config.learning_rate, betas=train_config.betas, fused=fused
-    )
+    return torch.optim.AdamW(groups, lr=c.learning_rate, betas=c.betas, fused=fused)
 
 # %% ../nbs/02_model.ipynb #45b834ff
-def filter_logits(
-    logits,  # (B, V)
-    temperature: float = 1.0,  # above 0
-    top_k: int = None,  # keep the k best, and what equals the last of them; None or 0: all
-    top_p: float = None,  # keep the best that together reach this probability; None or 1: all
-):
-    "Logits (B, V) scaled by the temperature, with -inf for the tokens that are not to be drawn."
+def filter_logits(logits, temperature: float = 1.0, top_k: int = None, top_p: float = None):
+    """Logits (B, V) divided by the temperature, with -inf for what is not to be drawn: all but the
+    `top_k` best, ties included, and all but the best that together have probability `top_p`."""
     logits = logits / temperature
     if top_k and top_k < logits.size(-1):
         kth = logits.topk(top_k).values[:, -1:]  # (B, 1)
@@ -331,12 +258,8 @@ def new_caches(self: GPT, batch_size: int, max_len: int):  # tokens that they ha
 
 
 @patch
-def next_logits(
-    self: GPT,
-    idx,  # all tokens so far (B, T), any T
-    caches: list = None,  # that hold the first of them
-):
-    "Logits (B, V) for the token after `idx`, of which the last `block_size` tokens are seen."
+def next_logits(self: GPT, idx, caches: list = None):  # all tokens so far (B, T), any T
+    "Logits (B, V) for the token after `idx`; `caches` hold the first of its tokens."
     if caches and idx.size(-1) <= self.block_size:
         x = self.hidden(idx[..., caches[0].length :], caches)
     else:
@@ -347,66 +270,6 @@ def next_logits(
 @patch
 @torch.inference_mode()
 def stream(
-    self: GPT,
-    idx,  # integers (B, T), at least one token
-    max_new_tokens: int,  # and all others: as in `generate`
-    temperature: float = 1.0,
-    do_sample: bool = False,
-    top_k: int = None,
-    top_p: float = None,
-    stop_tokens=None,
-    use_cache: bool = True,
-    generator=None,
-    allowed=None,
-):
-    "Yield the next token of each sequence, LongTensor (B,), up to `max_new_tokens` times."
-    V = self.config.vocab_size
-    idx, stop_tokens = check_idx(idx, V), check_stops(stop_tokens, V)
-    settings = check_sampling(max_new_tokens, temperature, top_k, top_p)
-    max_new_tokens, temperature, top_k, top_p = settings
-    B, T = idx.shape
-    end = T + max_new_tokens
-    ids = idx.new_empty(B, end)  # room for all tokens
-    ids[:, :T] = idx
-    caches = self.new_caches(B, min(end, self.block_size)) if use_cache else None
-    stops = torch.tensor(stop_tokens, device=idx.device)
-    stopped = idx.new_zeros(B, dtype=torch.bool)
-    mask = check_allowed(allowed, V)
-    for n in range(T, end):
-        with evaluating(self):
-            logits = self.next_logits(ids[:, :n], caches)  # (B, V)
-        if mask is not None:
-            logits = logits.masked_fill(~mask.to(logits.device), -math.inf)
-        new = draw(logits, temperature, do_sample, top_k, top_p, generator, position=n)
-        if stop_tokens:
-            new = torch.where(stopped, ids[:, n - 1], new)
-        ids[:, n] = new
-        yield new
-        if stop_tokens:
-            stopped = stopped | torch.isin(new, stops)
-            if stopped.all():
-                return
-
-# %% ../nbs/02_model.ipynb #3227ed9f
-def draw(
-    logits,  # (B, V)
-    temperature: float = 1.0,  # this and the rest: as in `generate`
-    do_sample: bool = False,
-    top_k: int = None,
-    top_p: float = None,
-    generator=None,
-    position: int = None,  # of the tokens, for the message
-):
-    "The best token of each row, or one drawn at random: LongTensor (B,). `ValueError` for NaN."
-    check_logits(logits, position)
-    if not do_sample or temperature == 0:
-        return logits.float().argmax(-1)  # float: slow in bfloat16
-    probs = filter_logits(logits.float(), temperature, top_k, top_p).softmax(-1)
-    return torch.multinomial(probs, num_samples=1, generator=generator)[:, 0]
-
-# %% ../nbs/02_model.ipynb #d314346f
-@patch
-def generate(
     self: GPT,
     idx,  # integers (B, T), at least one token; longer than block_size: the last ones are seen
     max_new_tokens: int,  # tokens to append
@@ -419,23 +282,47 @@ def generate(
     generator=None,  # torch.Generator on the model's device, for reproducible draws
     allowed=None,  # the ids that may be drawn, as from `known_ids(tokenizer)`; None: all
 ):
-    "`idx` with up to `max_new_tokens` tokens appended, LongTensor (B, T + n)."
+    "Yield the next token of each sequence, LongTensor (B,), up to `max_new_tokens` times."
+    V = self.config.vocab_size
+    idx, stops, allowed = check_idx(idx, V), check_stops(stop_tokens, V), check_allowed(allowed, V)
+    n, temperature, top_k, top_p = check_sampling(max_new_tokens, temperature, top_k, top_p)
+    room = min(idx.size(1) + n, self.block_size)
+    caches = self.new_caches(len(idx), room) if use_cache else None
+    stopped = torch.zeros_like(idx[:, 0], dtype=torch.bool)
+    for _ in range(n):
+        with evaluating(self):
+            logits = self.next_logits(idx, caches)  # (B, V)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed.to(logits.device), -math.inf)
+        new = draw(logits, temperature, do_sample, top_k, top_p, generator, idx.size(1))
+        new = torch.where(stopped, idx[:, -1], new)  # what has ended repeats its end
+        idx = torch.cat((idx, new[:, None]), dim=1)  # (B, T + 1)
+        yield new
+        if stops:
+            stopped = stopped | torch.isin(new, torch.tensor(stops, device=new.device))
+            if stopped.all():
+                return
+
+# %% ../nbs/02_model.ipynb #3227ed9f
+def draw(
+    logits, temperature=1.0, do_sample=False, top_k=None, top_p=None, generator=None, position=None
+):
+    "The best token of each row of (B, V), or one drawn: LongTensor (B,). `ValueError` for NaN."
+    check_logits(logits, position)
+    if not do_sample or temperature == 0:
+        return logits.float().argmax(-1)  # float: slow in bfloat16
+    probs = filter_logits(logits.float(), temperature, top_k, top_p).softmax(-1)
+    return torch.multinomial(probs, num_samples=1, generator=generator)[:, 0]
+
+# %% ../nbs/02_model.ipynb #d314346f
+@patch
+def generate(
+    self: GPT, idx, max_new_tokens: int, temperature=1.0, do_sample=False, top_k=None, **more
+):
+    "`idx` with up to `max_new_tokens` tokens appended, LongTensor (B, T + n). `more`: see `stream`."
     idx = check_idx(idx, self.config.vocab_size)
     with evaluating(self):  # once for all tokens
-        new = list(
-            self.stream(
-                idx,
-                max_new_tokens,
-                temperature,
-                do_sample,
-                top_k,
-                top_p,
-                stop_tokens,
-                use_cache,
-                generator,
-                allowed,
-            )
-        )
+        new = list(self.stream(idx, max_new_tokens, temperature, do_sample, top_k, **more))
     return torch.cat((idx, *(t[:, None] for t in new)), dim=1)
 
 # %% ../nbs/02_model.ipynb #926e7654
