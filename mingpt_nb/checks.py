@@ -124,8 +124,11 @@ def check_ids(
 def check_idx(
     idx,  # (B, T), see `as_tensor`
     vocab_size: int,
+    start: int = 0,  # position of the first
+    block_size: int = None,  # positions that there are; None: any number
 ) -> torch.Tensor:  # int64 (B, T)
-    "What a model reads: `check_ids`, and `ValueError` unless it is a batch with at least one."
+    """What a model reads: `check_ids`, and `ValueError` unless it is a batch with at least one, and
+    with no more than fit."""
     idx = as_tensor(idx)
     if idx.dim() != 2 or not idx.numel():
         one = '; for one sequence use idx[None]' if idx.dim() == 1 else ''
@@ -133,7 +136,10 @@ def check_idx(
             'idx must have shape (batch, tokens) with at least one token, '
             f'got {tuple(idx.shape)}{one}'
         )
-    return check_ids(idx, vocab_size)
+    idx, end = check_ids(idx, vocab_size), start + idx.size(1)
+    if block_size is not None and end > block_size:
+        raise ValueError(f'a sequence of {end} tokens does not fit block_size={block_size}')
+    return idx
 
 
 def check_targets(
@@ -250,9 +256,10 @@ def check_preset(
 def check_model(
     c,  # the config of a model; its numbers become Python's own
     activations,  # the names that there are
+    count=None,  # `count(c)`: how many weights it describes; None: the memory is not looked at
 ):
-    """`ConfigError` for sizes that are not positive integers, dropout outside [0, 1), or an
-    unknown activation."""
+    """`ConfigError` for sizes that are not positive integers, dropout outside [0, 1), an unknown
+    activation, or more than the memory holds."""
     for k in (*SIZES, 'vocab_size', 'block_size', 'n_inner'):
         v = getattr(c, k)
         if k == 'n_inner' and v is None:
@@ -272,6 +279,8 @@ def check_model(
     if not 0 < c.layer_norm_epsilon < math.inf:
         raise ConfigError(f'layer_norm_epsilon must be above 0, got {c.layer_norm_epsilon}')
     c.tie_weights = as_python(c.tie_weights)
+    if count is not None:
+        check_memory(c, count(c))
 
 # %% ../nbs/95_checks.ipynb #f30bd6db
 def check_memory(

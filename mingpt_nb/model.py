@@ -59,7 +59,7 @@ class MLP(nn.Module):
 
 # %% ../nbs/02_model.ipynb #23422347
 class Block(nn.Module):
-    "One transformer block, with layer norms before attention and MLP as in GPT-2: (B, T, C) -> (B, T, C)."
+    "A transformer block, layer norms before attention and MLP, as in GPT-2: (B, T, C) -> (B, T, C)."
 
     def __init__(self, config):  # with n_embd, n_head, attn_pdrop, resid_pdrop
         super().__init__()
@@ -81,9 +81,7 @@ PRESETS = {
     'gpt2-medium': dict(n_layer=24, n_head=16, n_embd=1024),  # 350M
     'gpt2-large': dict(n_layer=36, n_head=20, n_embd=1280),  # 774M
     'gpt2-xl': dict(n_layer=48, n_head=25, n_embd=1600),  # 1558M
-    'gopher-44m': dict(
-        n_layer=8, n_head=16, n_embd=512
-    ),  # the smallest of DeepMind's Gopher family
+    'gopher-44m': dict(n_layer=8, n_head=16, n_embd=512),  # DeepMind's smallest Gopher
     'gpt-mini': dict(n_layer=6, n_head=6, n_embd=192),  # minGPT's small ones
     'gpt-micro': dict(n_layer=4, n_head=4, n_embd=128),
     'gpt-nano': dict(n_layer=3, n_head=3, n_embd=48),
@@ -111,7 +109,7 @@ def default_config() -> CfgNode:
 
 
 def resolve_config(config) -> CfgNode:  # any object with some of these fields; it is not changed
-    "A complete, checked copy of `config`, with the preset's sizes. `ConfigError` if it makes no sense."
+    "A complete, checked copy of `config`, with the preset's sizes; `ConfigError` if it is nonsense."
     c = default_config()
     c.merge_from_dict(vars(config))
     check_preset(c, PRESETS)
@@ -157,7 +155,7 @@ class GPT(nn.Module):
         return self.transformer.ln_f(x)
 
     def forward(self, idx, targets=None):  # integers (B, T); the token after each, -1: none
-        "Logits (B, T, V), and the mean loss in nats or None. `ValueError` for wrong shapes and ids."
+        "Logits (B, T, V), and the mean loss in nats or None. `ValueError` for wrong shapes or ids."
         logits = self.lm_head(self.hidden(idx))  # (B, T, C) -> (B, T, V)
         return logits, None if targets is None else lm_loss(logits, targets)
 
@@ -187,9 +185,7 @@ def init_weights(model: nn.Module):  # a `GPT`, changed in place
             nn.init.normal_(p, std=0.02 / math.sqrt(2 * model.config.n_layer))
 
 # %% ../nbs/02_model.ipynb #d946739b
-def lm_loss(
-    logits, targets
-):  # (B, T, V) of any float type; integers (B, T), -1: nothing to predict
+def lm_loss(logits, targets):  # (B, T, V); integers (B, T), -1: nothing to predict
     "Mean cross-entropy in nats over the targets that are not -1, in float32; 0 if there are none."
     targets = check_targets(targets, logits)
     rows = logits.flatten(0, 1).float()  # (B T, V)
@@ -214,7 +210,7 @@ def to_hf(self: GPT):
 
 # %% ../nbs/02_model.ipynb #c030cb0e
 def decay_groups(model: nn.Module):  # -> (decayed, not decayed)
-    "Two lists of parameters: matrices of linear layers, and all others, a tied embedding among them."
+    "Two lists of parameters: matrices of linear layers; all others, a tied embedding among them."
     linear = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
     tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     decayed = [p for p in model.parameters() if p in linear - tables]
@@ -223,7 +219,7 @@ def decay_groups(model: nn.Module):  # -> (decayed, not decayed)
 # %% ../nbs/02_model.ipynb #5ed38abd
 @patch
 def configure_optimizers(self: GPT, train_config) -> torch.optim.AdamW:
-    "AdamW with `learning_rate`, `betas`, and `weight_decay` on matrices only; fused where it can be."
+    "AdamW with `learning_rate`, `betas`, `weight_decay` on matrices only; fused where it can be."
     c, (decayed, others) = train_config, decay_groups(self)
     groups = [
         dict(params=decayed, weight_decay=c.weight_decay),
@@ -319,7 +315,7 @@ def draw(
 def generate(
     self: GPT, idx, max_new_tokens: int, temperature=1.0, do_sample=False, top_k=None, **more
 ):
-    "`idx` with up to `max_new_tokens` tokens appended, LongTensor (B, T + n). `more`: see `stream`."
+    "`idx` with up to `max_new_tokens` tokens appended, LongTensor (B, T + n). `more`: as `stream`."
     idx = check_idx(idx, self.config.vocab_size)
     with evaluating(self):  # once for all tokens
         new = list(self.stream(idx, max_new_tokens, temperature, do_sample, top_k, **more))
