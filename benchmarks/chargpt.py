@@ -39,7 +39,8 @@ from mingpt_nb.chargpt import (
 )
 from mingpt_nb.data import english, fetch, split
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import Trainer, lr_at
+from mingpt_nb.scaling import Trainer
+from mingpt_nb.trainer import lr_at
 from mingpt_nb.utils import CfgNode, set_seed
 
 T, B = 64, 12

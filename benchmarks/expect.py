@@ -19,7 +19,7 @@ from common import main
 
 from mingpt_nb import adder
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import Trainer
+from mingpt_nb.scaling import Trainer
 from mingpt_nb.utils import set_seed
 
 CHAPTER = Path(__file__).parent.parent / 'nbs' / '03_trainer.ipynb'

@@ -26,7 +26,7 @@ from machine import peaks
 
 from mingpt_nb.bpe import get_encoder, train_bpe
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import Trainer
+from mingpt_nb.scaling import Trainer
 
 BASE = dict(context=128, width=128, depth=4, batch=8, vocabulary=256)
 SIZES = dict(

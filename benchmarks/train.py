@@ -28,8 +28,7 @@ from reference import ReferenceGPT
 
 from mingpt_nb.gpt2 import to_hf
 from mingpt_nb.model import GPT
-from mingpt_nb.scaling import speed
-from mingpt_nb.trainer import Trainer
+from mingpt_nb.scaling import Trainer, speed
 from mingpt_nb.utils import set_seed
 
 SHAPES = {

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from .checks import as_integer, check_addend, check_addition, check_length
 from .data import draw_questions, is_test
 from .model import GPT
-from .trainer import Trainer
+from .scaling import Trainer
 from .utils import CfgNode, ConfigError, cli, save_plot, say, set_seed, started, unwrap
 
 # %% ../nbs/04_adder.ipynb #776a75d6

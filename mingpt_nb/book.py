@@ -8,7 +8,7 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/book.html.md"""
 __all__ = ['COLORS', 'STYLE', 'DASHES', 'subplots', 'line_chart', 'bar_chart', 'flow_chart', 'heat_map', 'read_as_book',
            'headings_first', 'definitions', 'link_names', 'page_links', 'BookPage', 'mathml', 'make_local',
            'fit_screens', 'finish_site', 'same_output', 'claims', 'out_of_range', 'output_change', 'printed',
-           'changed_outputs', 'check_outputs', 'check_varies', 'cpu_name', 'sign', 'to_markdown', 'main']
+           'changed_outputs', 'check_outputs', 'check_varies', 'cpu_name', 'sign', 'to_markdown', 'main', 'plot_run']
 
 # %% ../nbs/92_book.ipynb #27b83cc2
 import bz2
@@ -603,3 +603,32 @@ def main(
 # %% ../nbs/92_book.ipynb #c28ad303
 if __name__ == '__main__':
     main(*sys.argv[1:])
+
+# %% ../nbs/92_book.ipynb #0eb712f1
+def plot_run(
+    history: list,  # rows with iter, loss, lr, grad_norm, or iter, eval_loss
+    clipped: int = 0,  # steps whose gradient was scaled back
+    limit: float = None,  # to this norm
+    chance: float = None,  # draw a line at this loss, e.g. ln(vocab_size)
+):
+    "Loss and held-out loss, gradient norm and learning rate against the step; returns the figure."
+    fig, axes = subplots(1, 3, width=9, height=2.5)
+
+    def column(key):
+        rows = [r for r in history if key in r]
+        return [r['iter'] for r in rows], [r[key] for r in rows]
+
+    axes[0].plot(*column('loss'), label='training')
+    if column('eval_loss')[0]:
+        axes[0].plot(*column('eval_loss'), 'o-', ms=3, label='held out')
+    if chance is not None:
+        axes[0].axhline(chance, ls='--', color=COLORS[6], label='guessing')
+    axes[0].legend()
+    axes[1].plot(*column('grad_norm'))
+    if limit:
+        axes[1].axhline(limit, ls='--', color=COLORS[6])
+    axes[2].plot(*column('lr'))
+    titles = 'loss (nats)', f'gradient norm, clipped {clipped} times', 'learning rate'
+    for ax, title in zip(axes, titles):
+        ax.set(title=title, xlabel='step')
+    return fig

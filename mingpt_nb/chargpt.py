@@ -34,7 +34,7 @@ from mingpt_nb.data import (
 )
 from .gpt2 import save_pretrained
 from .model import GPT
-from .trainer import Trainer
+from .scaling import Trainer
 from mingpt_nb.utils import (
     CfgNode,
     ConfigError,

@@ -10,8 +10,8 @@ __all__ = ['logger', 'FREE', 'ROUNDING', 'FILES', 'LEAVES', 'rng_state', 'set_rn
            'check_target', 'discard', 'write_folder', 'check', 'read_rows', 'Metrics', 'first_does', 'save',
            'read_state', 'read_optimizer', 'check_optimizer', 'OtherRun', 'differences', 'check_same_run', 'past',
            'read_all', 'load', 'checkpoints', 'held_out_loss', 'prune', 'resume', 'set_aside', 'set_aside_later',
-           'settle', 'begin', 'tidy', 'Guard', 'mute_closed', 'WorkerDied', 'TensorBoard', 'find_model', 'export',
-           'main']
+           'settle', 'begin', 'tidy', 'Alone', 'Guard', 'mute_closed', 'WorkerDied', 'Keeper', 'default_config',
+           'Trainer', 'TensorBoard', 'find_model', 'export', 'main']
 
 # %% ../nbs/07_checkpoints.ipynb #0da7d8a7
 import contextlib
@@ -33,15 +33,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch.utils._pytree import tree_leaves
 
 # %% ../nbs/07_checkpoints.ipynb #6df6c196
-from .data import file_digest
+from .data import Items, collate, file_digest
 from .gpt2 import save_pretrained
 from .model import GPT
-from .trainer import Items, batch_indices, collate, load_model, save_model
-from .utils import CfgNode, ConfigError, make_folder, mute, need, patch, plain_name, say
+from .trainer import Trainer as PlainTrainer
+from .trainer import batch_indices, load_model, save_model
+from .trainer import default_config as plain_config
+from mingpt_nb.utils import (
+    CfgNode,
+    ConfigError,
+    hold,
+    make_folder,
+    mute,
+    need,
+    patch,
+    plain_name,
+    say,
+    unwrap,
+)
 from .weights import as_path, read_json, writing
 
 logger = logging.getLogger(__name__)
@@ -547,7 +561,7 @@ def check_same_run(trainer, folder, state):
             f'{folder} is of another run: train_dataset[{changed[0]}] is another item than it was'
         )
     ours = trainer.engine.ways()
-    if trainer.config.dtype == 'auto':
+    if vars(trainer.config).get('dtype') == 'auto':
         ours['dtype'] = state['ways'].get('dtype', ours['dtype'])  # as it was decided then
     if differ := differences(ours, ours | state['ways']):
         if trainer.config.same_bits:
@@ -751,6 +765,82 @@ def tidy(trainer):
     ):
         prune(c.work_dir, c.keep_last, c.keep_best)
 
+# %% ../nbs/07_checkpoints.ipynb #e9a2b434
+class Alone:
+    """What a run asks about its processes and their arithmetic, answered for one that computes in
+    float32. Chapter 08 has the answers of many, and in other types."""
+
+    rank, world, sharded = 0, 1, False
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def agree(self, n: int) -> int:
+        "The largest of the processes' numbers."
+        return n
+
+    def ways(self) -> dict:
+        "How it computes: other ways, other bits."
+        device = torch.device(self.trainer.device).type
+        return dict(
+            device=device, dtype='float32', accumulate=1, compile=False, processes=1, parallel='ddp'
+        )
+
+    def state(self) -> dict:
+        "What it has found out on its way, as JSON takes it."
+        return dict(scaler={})
+
+    def load_state(self, state: dict):
+        "Go on with what another has found out."
+
+    def whole_model(self):
+        "The model with all of its weights."
+        return self.trainer.model
+
+    def optimizer_state(self) -> dict:
+        return self.trainer.optimizer.state_dict()
+
+    def load_optimizer(self, state: dict):
+        self.trainer.optimizer.load_state_dict(state)
+
+    def read_weights(self, file) -> dict:  # name: tensor
+        "Weights from a safetensors file. `ValueError` unless they are those of the model, with the same shapes."
+        try:
+            found = load_file(file)
+        except SafetensorError as e:
+            raise ValueError(f'{file} is damaged: {e}') from e
+        ours, twins = self._tensors(), {}
+        for name, t in ours.items():
+            twins.setdefault(id(t), []).append(name)  # tied weights are one, and saved once
+        for names in twins.values():
+            there = [name for name in names if name in found]
+            if not there:
+                raise ValueError(f'{file} lacks {names[0]}')
+            for name in names:
+                found.setdefault(name, found[there[0]])
+        if strange := sorted(found.keys() - ours.keys()):
+            raise ValueError(f'{file} holds {strange[0]}, which the model has not')
+        for name, t in ours.items():
+            if (
+                found[name].shape != t.shape
+                or found[name].is_floating_point() != t.is_floating_point()
+            ):
+                raise ValueError(f'{file}: {name} is {_describe(found[name])}, not {_describe(t)}')
+        return found
+
+    def _tensors(self):
+        named = unwrap(self.trainer.model).state_dict(keep_vars=True)
+        return {plain_name(name): t for name, t in named.items()}
+
+    @torch.no_grad()
+    def set_weights(self, weights: dict):  # from `read_weights`
+        for name, t in self._tensors().items():
+            t.copy_(weights[name])
+
+
+def _describe(t):
+    return f'{tuple(t.shape)} of {str(t.dtype).removeprefix("torch.")}'
+
 # %% ../nbs/07_checkpoints.ipynb #89fab1b4
 class Guard:
     "Stands by while `trainer` runs: metrics.jsonl, checkpoints, and an end between two steps when a signal asks for it."
@@ -933,6 +1023,88 @@ def _leave(self: Guard):
         if self.signal == signal.SIGINT
         else SystemExit(128 + self.signal)
     )
+
+# %% ../nbs/07_checkpoints.ipynb #1aaf0204
+class Keeper:
+    "Keeps the runs of `trainer`, by taking part through its events."
+
+    def __init__(self, trainer):
+        self.stack = contextlib.ExitStack()
+        for event in 'on_run_start', 'on_step_end', 'on_run_end', 'on_run_error':
+            trainer.add_callback(event, getattr(self, event))
+
+    def on_run_start(self, trainer):
+        self.stack.enter_context(hold(trainer.config.work_dir))  # nobody else writes there
+        begin(trainer)  # resumes, if that is wanted
+        if trainer.iter_num >= trainer.goal():
+            return tidy(trainer)  # resumed, and complete
+        self.guard = self.stack.enter_context(Guard(trainer))
+
+    def on_step_end(self, trainer):
+        if self.guard.after_step():
+            trainer.stop = trainer.iter_num
+
+    def on_run_end(self, trainer):
+        trainer.resumed = False
+        self.stack.close()
+
+    def on_run_error(self, trainer):
+        trainer.resumed = False
+        self.stack.__exit__(*sys.exc_info())
+
+# %% ../nbs/07_checkpoints.ipynb #6360a79f
+def default_config() -> CfgNode:
+    "What `Trainer.get_default_config` returns: that of chapter 03 and what this chapter adds, frozen."
+    return (
+        plain_config()
+        .extend(
+            work_dir=None,  # where checkpoints and metrics.jsonl go; None: nowhere
+            checkpoint_every=None,  # steps between two
+            keep_last=3,  # so many, and
+            keep_best=True,  # the one of lowest held-out loss
+            resume=None,  # 'auto': the newest in work_dir, if any; or a checkpoint
+            same_bits=True,  # resume only where no bit will differ; False: also on another
+            # device, in another dtype, with other parts or processes
+        )
+        .freeze(work_dir=Path | None, checkpoint_every=int | None, resume=Path | None)
+    )
+
+
+class Trainer(PlainTrainer):
+    "The trainer of chapter 03, whose runs can be cut off and go on. `FolderInUse` if another run works in `config.work_dir`."
+
+    get_default_config = staticmethod(default_config)
+
+    def __init__(self, config, model, train_dataset, eval_dataset=None):
+        super().__init__(config, unwrap(model), train_dataset, eval_dataset)
+        self.checkpoint = None  # folder of the last one that was saved or loaded
+        self.home, self.metrics, self.resumed = None, None, False  # of `work_dir`
+        self.engine = Alone(self)
+        self.keeper = Keeper(self)
+
+    def goal(self):
+        c = self.config
+        return c.max_iters if self.resumed and c.max_iters is not None else super().goal()
+
+    def begin(self):
+        """What comes before the first step; `run` does it if nobody has: resume, if `config.resume`
+        says so, or set aside what an earlier run has left in `config.work_dir`."""
+        self.make_optimizer()
+        with hold(self.config.work_dir):
+            begin(self)
+
+    def save_checkpoint(self, folder=None):  # default: step-00000100, or the like, in `work_dir`
+        """Write everything that the rest of the run depends on into `folder`, at once or not at all;
+        returns its path. `CheckpointError` for a folder that holds anything but a checkpoint."""
+        if folder is None and self.home != str(self.config.work_dir):
+            with hold(self.config.work_dir):
+                settle(self)
+        return save(self, folder)
+
+    def load_checkpoint(self, folder):  # a checkpoint of a run with the same settings
+        """Go back to the state in `folder`. `CheckpointError` says what is damaged, or differs;
+        then nothing is changed."""
+        load(self, folder)
 
 # %% ../nbs/07_checkpoints.ipynb #f4edad76
 class TensorBoard:

@@ -6,8 +6,8 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/scaling.html.md"""
 
 # %% auto #0
 __all__ = ['GAINS', 'QUICK', 'PEAKS', 'parts', 'choose_dtype', 'keep_mask', 'QuickDropout', 'QuickAttention', 'QuickGELU',
-           'swapped', 'precision', 'local_device', 'rank_seed', 'tell_once', 'Engine', 'shard', 'NoTalk', 'whole',
-           'slice_like', 'peak', 'flops_per_token', 'speed']
+           'swapped', 'precision', 'local_device', 'rank_seed', 'tell_once', 'Engine', 'shard', 'NoTalk',
+           'default_config', 'Trainer', 'whole', 'slice_like', 'peak', 'flops_per_token', 'speed']
 
 # %% ../nbs/08_scaling.ipynb #2b99a25c
 import atexit
@@ -24,8 +24,6 @@ import warnings
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -35,17 +33,22 @@ from torch.utils._pytree import tree_map
 
 # %% ../nbs/08_scaling.ipynb #f2bc56d6
 from .attention import CausalSelfAttention
+from .checkpoints import Alone
+from .checkpoints import Trainer as KeptTrainer
+from .checkpoints import default_config as kept_config
+from .checks import check_finite, check_weights
+from .data import Items, step_loader
 from .model import GPT, NewGELU
+from .trainer import StepBatches
 from mingpt_nb.utils import (
+    CfgNode,
     ConfigError,
     RunError,
     first_to_fail,
     layers,
     patch,
     pick_dtype,
-    plain_name,
     set_seed,
-    unwrap,
 )
 
 # %% ../nbs/08_scaling.ipynb #67882586
@@ -208,13 +211,14 @@ def tell_once(kind, error, trace):
     sys.stderr.write(''.join(lines))
 
 # %% ../nbs/08_scaling.ipynb #87548a6d
-class Engine:
+class Engine(Alone):
     "Computes gradients for `trainer`: in parts, in a small type, compiled, on many processes, as its config says."
 
     def __init__(
         self, trainer, given=None
     ):  # the model as the trainer was given it, perhaps in a wrapper
-        c, self.trainer = trainer.config, trainer
+        super().__init__(trainer)
+        c = trainer.config
         self.given = layers(trainer.model if given is None else given)
         self.rank, self.world = (
             (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -601,6 +605,63 @@ def total_loss(self: Engine, x, y) -> float:
         if self.kind == 'cuda':
             torch.cuda.empty_cache()
 
+# %% ../nbs/08_scaling.ipynb #157cb7a8
+def default_config() -> CfgNode:
+    "What `Trainer.get_default_config` returns: that of chapter 07 and what this chapter adds, frozen."
+    return (
+        kept_config()
+        .extend(
+            dtype='auto',  # of matrix products: 'float32', 'bfloat16', 'float16'
+            accumulate=1,  # parts that a batch is worked off in
+            compile=False,  # let torch.compile make faster code?
+            parallel='ddp',  # under torchrun: 'ddp', or 'fsdp' for models larger than a device
+        )
+        .freeze()
+    )
+
+
+class Trainer(KeptTrainer):
+    "The trainer for real work: that of chapter 07, in parts, in a small type, on many processes."
+
+    get_default_config = staticmethod(default_config)
+
+    def __init__(self, config, model, train_dataset, eval_dataset=None):
+        super().__init__(config, model, train_dataset, eval_dataset)
+        self.engine = Engine(self, model)
+
+    def find_device(self) -> str:
+        return local_device(super().find_device())
+
+    def batches(self):
+        c, n, e = self.config, len(self.train_dataset), self.engine
+        steps = StepBatches(n, c.batch_size, self.seed, start=self.iter_num)
+        items = Items(self.train_dataset, 'train_dataset', e.data_seed())
+        return step_loader(items, e.share(steps), c.num_workers, self.device)
+
+    def step(self, x, y):
+        "One step; sets `loss`, a tensor, and `grad_norm`. `TrainingDiverged` if they are not finite."
+        self.loss = self.engine.backward(x, y)  # zero_grad, and forward and backward in parts
+        limit = self.config.grad_norm_clip or math.inf
+        self.grad_norm = self.engine.clip(limit)
+        if not self.engine.overflowed():
+            check_finite(self)
+        self.clipped += self.grad_norm > limit
+        self.engine.step()
+
+    def total_loss(self, x, y) -> float:
+        return self.engine.total_loss(x, y)
+
+    def check_weights(self):
+        check_weights(self, self.engine.is_finite, self.engine.agree)
+
+    def trigger_callbacks(self, onevent: str):
+        "Call all callbacks of `onevent` in order; those of a batch in the first process only."
+        if onevent != 'on_batch_end':
+            super().trigger_callbacks(onevent)
+        elif self.engine.rank == 0:  # it speaks for all
+            with self.engine.alone(onevent):
+                super().trigger_callbacks(onevent)
+
 # %% ../nbs/08_scaling.ipynb #94cbf54f
 @patch
 def do_without_compiler(self: Engine, error):
@@ -640,40 +701,6 @@ def whole_model(self: Engine) -> nn.Module:
     model = _unsharded(self.trainer.model)
     model.load_state_dict({k: whole(v) for k, v in self.trainer.model.state_dict().items()})
     return model
-
-
-@patch
-def read_weights(self: Engine, file) -> dict:  # name: tensor
-    "Weights from a safetensors file. `ValueError` unless they are those of the model, with the same shapes."
-    try:
-        found = load_file(file)
-    except SafetensorError as e:
-        raise ValueError(f'{file} is damaged: {e}') from e
-    ours, twins = self._tensors(), {}
-    for name, t in ours.items():
-        twins.setdefault(id(t), []).append(name)  # tied weights are one, and saved once
-    for names in twins.values():
-        there = [name for name in names if name in found]
-        if not there:
-            raise ValueError(f'{file} lacks {names[0]}')
-        for name in names:
-            found.setdefault(name, found[there[0]])
-    if strange := sorted(found.keys() - ours.keys()):
-        raise ValueError(f'{file} holds {strange[0]}, which the model has not')
-    for name, t in ours.items():
-        if found[name].shape != t.shape or found[name].is_floating_point() != t.is_floating_point():
-            raise ValueError(f'{file}: {name} is {_describe(found[name])}, not {_describe(t)}')
-    return found
-
-
-def _describe(t):
-    return f'{tuple(t.shape)} of {str(t.dtype).removeprefix("torch.")}'
-
-
-@patch
-def _tensors(self: Engine):
-    named = unwrap(self.trainer.model).state_dict(keep_vars=True)
-    return {plain_name(name): t for name, t in named.items()}
 
 
 @patch

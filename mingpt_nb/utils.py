@@ -8,7 +8,7 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/utils.html.md"""
 __all__ = ['WRAPPERS', 'COMMANDS', 'patch', 'ConfigError', 'RunError', 'as_python', 'plain', 'CfgNode', 'parse_value', 'set_seed',
            'make_folder', 'setup_logging', 'FolderInUse', 'hold', 'layers', 'unwrap', 'plain_name', 'pick_device',
            'most_workers', 'machine_memory', 'pick_dtype', 'evaluating', 'need', 'first_to_fail', 'write', 'mute',
-           'say', 'Bar', 'cpu_threads', 'started', 'prepare', 'save_plot', 'cli']
+           'say', 'Bar', 'cpu_threads', 'started', 'prepare', 'save_plot', 'RunBar', 'cli']
 
 # %% ../nbs/90_utils.ipynb #2ac5c824
 import builtins
@@ -18,6 +18,7 @@ import errno
 import importlib
 import json
 import logging
+import math
 import operator
 import os
 import platform
@@ -146,6 +147,14 @@ def __str__(self: CfgNode, indent: int = 0) -> str:
 @patch
 def __repr__(self: CfgNode) -> str:
     return f'CfgNode({self.to_dict()})'
+
+# %% ../nbs/90_utils.ipynb #069cb6ab
+@patch
+def extend(self: CfgNode, **fields) -> CfgNode:  # names and values
+    "A copy of the node with more fields. It is not frozen; what the old fields may hold is kept."
+    more = CfgNode(**vars(self), **fields)
+    more._kinds = dict(self._kinds)
+    return more
 
 # %% ../nbs/90_utils.ipynb #a6ec00e3
 @patch
@@ -729,6 +738,31 @@ def save_plot(trainer, folder, chance: float):
     except ImportError as e:
         return say(f'no picture of the training: {e}')
     say(f'training: {picture}')
+
+# %% ../nbs/90_utils.ipynb #5e7be482
+def _hidden(progress):  # True, False, or None: unless this is a terminal
+    if int(os.environ.get('RANK', 0)):
+        return True
+    if progress is None:
+        shell = getattr(builtins, 'get_ipython', lambda: None)()  # IPython puts it there
+        return False if type(shell).__name__ == 'ZMQInteractiveShell' else None
+    return not progress
+
+
+class RunBar(Bar):
+    "The bar of a run of a trainer, from the step where it is to `trainer.stop`."
+
+    def __init__(self, trainer):
+        total = None if trainer.stop == math.inf else trainer.stop
+        hidden = _hidden(trainer.config.progress)
+        super().__init__(total=total, initial=trainer.iter_num, unit='step', disable=hidden)
+
+    def step(self, trainer, tokens):  # of the batch of all processes
+        "One step more; the loss and the speed beside it."
+        if not self.disable:
+            speed = {'tokens/s': f'{tokens / trainer.iter_dt:,.0f}'} if trainer.iter_dt else {}
+            self.set_postfix(loss=f'{trainer.loss.item():.3f}', **speed, refresh=False)
+        self.update()
 
 # %% ../nbs/90_utils.ipynb #3ca4edaf
 COMMANDS = {  # command: (module of this package, what it does)

@@ -75,8 +75,11 @@ def test_chapters_import_from_earlier_ones_only(path):
         for p in CHAPTERS
     }
     me = int(path.name[:2])
+    program = path.stem in ('04_adder', '06_chargpt')  # they take the trainer for real work
     for source in filter(exported, code_cells(path)):
         for module in re.findall(r'^from mingpt_nb\.(\w+) import', source, re.M):
+            if program and module == 'scaling':
+                continue
             assert number[module] < me or number[module] >= 90, (
                 f'{path.name} imports mingpt_nb.{module}'
             )

@@ -204,7 +204,7 @@ from torch.utils.data import Dataset
 from torch.utils.data.dataloader import DataLoader
 from mingpt_nb.chargpt import CharDataset
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import Trainer
+from mingpt_nb.scaling import Trainer
 from mingpt_nb.utils import set_seed, setup_logging, CfgNode as CN
 set_seed(1337)
 data = CN(); data.block_size = 16

@@ -36,8 +36,11 @@ from mingpt_nb.checkpoints import (
     held_out_loss,
     prune,
 )
+from mingpt_nb.checks import TrainingDiverged
+from mingpt_nb.data import DataError
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import DataError, Trainer, TrainingDiverged, save_model
+from mingpt_nb.scaling import Trainer
+from mingpt_nb.trainer import save_model
 from mingpt_nb.utils import ConfigError, FolderInUse, cli, hold, set_seed
 
 if os.name != 'nt':
@@ -50,7 +53,7 @@ PROGRAM = '''
 import hashlib, sys, torch
 import mingpt_nb.checkpoints as checkpoints
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import Trainer
+from mingpt_nb.scaling import Trainer
 from mingpt_nb.utils import set_seed
 
 class Noisy:

@@ -8,7 +8,9 @@ from reference import ReferenceGPT
 from torch.utils.data import DataLoader, Dataset
 
 import mingpt_nb.bpe
+import mingpt_nb.checkpoints
 import mingpt_nb.model
+import mingpt_nb.scaling
 import mingpt_nb.trainer
 import mingpt_nb.utils
 from mingpt_nb.model import GPT, PRESETS
@@ -171,6 +173,23 @@ def test_a_program_in_mingpts_style(mingpt, tmp_path, monkeypatch):
     with torch.no_grad():
         out = model.generate(x[:, :3].to(trainer.device), 3, do_sample=False)
     assert out.shape == (4, 6)
+
+
+def test_the_trainers_of_three_chapters_take_the_same_steps():
+    "Those of chapters 03, 07 and 08: a program changes one import."
+    histories = []
+    for module in mingpt_nb.trainer, mingpt_nb.checkpoints, mingpt_nb.scaling:
+        c = module.Trainer.get_default_config()
+        settings = dict(max_iters=12, batch_size=8, eval_every=5, log_every=1, device='cpu')
+        c.merge_from_dict(settings | dict(progress=False, learning_rate=3e-3))
+        if 'dtype' in vars(c):
+            c.dtype = 'float32'
+        set_seed(2)
+        data = Doubling()
+        trainer = module.Trainer(c, GPT(config(vocab_size=10, resid_pdrop=0.1)), data, data)
+        trainer.run()
+        histories.append(trainer.history)
+    assert histories[0] == histories[1] == histories[2] and len(histories[0]) == 12 + 3
 
 
 def test_tokenizer_in_mingpts_style(mingpt):

@@ -17,7 +17,8 @@ from processes import finish
 
 from mingpt_nb.checkpoints import OtherRun, checkpoints
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import Trainer, load_model
+from mingpt_nb.scaling import Trainer
+from mingpt_nb.trainer import load_model
 from mingpt_nb.utils import set_seed
 
 torchrun = pytest.mark.skipif(
@@ -28,7 +29,7 @@ torchrun = pytest.mark.skipif(
 PROGRAM = '''
 import os, signal, sys, torch
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import Trainer
+from mingpt_nb.scaling import Trainer
 from mingpt_nb.utils import set_seed
 
 class Uneven:

@@ -26,7 +26,7 @@ from mingpt_nb.data import (
     write_tokens,
 )
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import Trainer
+from mingpt_nb.scaling import Trainer
 
 GPT2 = get_encoder()
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
@@ -59,7 +59,7 @@ from pathlib import Path
 import numpy as np
 from mingpt_nb.data import TokenDataset, TokenFile, split
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import Trainer
+from mingpt_nb.scaling import Trainer
 def held(pid='self'):
     return int(re.search(r'VmRSS:\\s+(\\d+)', Path(f'/proc/{pid}/status').read_text())[1]) >> 10
 def children():

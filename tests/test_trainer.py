@@ -17,7 +17,8 @@ from mingpt_nb.chargpt import CharDataset
 from mingpt_nb.checkpoints import checkpoints
 from mingpt_nb.data import TokenDataset, write_tokens
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import Trainer, batch_indices, load_model, save_model
+from mingpt_nb.scaling import Trainer
+from mingpt_nb.trainer import batch_indices, load_model, save_model
 from mingpt_nb.utils import CfgNode, cli, set_seed
 
 
