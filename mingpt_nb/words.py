@@ -34,7 +34,7 @@ def read_data(
     name: str,  # a file of `SHA256`
     folder=DATA,  # where it lies
 ) -> str:
-    "The text of a data file of this package. `ValueError` if it is not, byte for byte, the file that was shipped."
+    "The text of a data file of this package. `ValueError` if it is not the one that was shipped."
     raw = (Path(folder) / name).read_bytes()
     found = hashlib.sha256(raw).hexdigest()
     if found != SHA256[name]:
@@ -51,7 +51,7 @@ def gpt2_merges() -> list:
 # %% ../nbs/94_words.ipynb #0f4de5aa
 @lru_cache
 def unicode_ranges() -> dict:
-    "Letters, numbers and white space of Unicode 16: `{'L': [(65, 90), (97, 122), (170, 170), ...], 'N': ..., 'S': ...}`."
+    "Letters, numbers, space of Unicode 16: `{'L': [(65, 90), (97, 122), ...], 'N': .., 'S': ..}`."
     table = {}
     for line in read_data('unicode-16.txt.bz2').splitlines():
         kind, *ranges = line.split()
@@ -81,14 +81,13 @@ def splitter(
     l, n, s = (char_class(kind, top) for kind in 'LNS')
     o = f'^{l}{n}{s}'  # others
     return re.compile(
-        f"{first} "
-        f"(?:[{l}]+|[{n}]+|[{o}]+)|[{l}]+|'(?:[stmd]|re|ve|ll)|[{o}]+|[{n}]+|[{s}]+(?![^{s}])|[{s}]+"
+        f"{first} (?:[{l}]+|[{n}]+|[{o}]+)|[{l}]+|'(?:[stmd]|re|ve|ll)"
+        f"|[{o}]+|[{n}]+|[{s}]+(?![^{s}])|[{s}]+"
     )
 
 # %% ../nbs/94_words.ipynb #d1f049b0
-_RARE = re.compile(
-    '[\U00010000-\U0001f10c\U0001fb00-\U0010ffff]'
-)  # the rest above U+FFFF, emoji, has no letters or numbers
+# the rest above U+FFFF, emoji, has no letters or numbers
+_RARE = re.compile('[\U00010000-\U0001f10c\U0001fb00-\U0010ffff]')
 
 
 def split_words(
@@ -106,11 +105,10 @@ def merge_short(
     ranks: dict,  # (id, id) -> rank
     made: list,  # rank -> id of the merged token
 ) -> list:
-    "Merge the neighbours of lowest rank until none has a rank. The time grows with the square of the length."
+    "Merge the neighbours of lowest rank until none has a rank. Its time grows with the square."
     never = len(made)
-    found = list(map(ranks.get, zip(ids, ids[1:]), repeat(never))) + [
-        never
-    ]  # found[i]: rank of ids[i], ids[i+1]
+    found = list(map(ranks.get, zip(ids, ids[1:]), repeat(never)))  # of ids[i], ids[i + 1]
+    found.append(never)
     while (rank := min(found)) < never:
         i = found.index(rank)
         ids[i] = made[rank]
@@ -163,14 +161,15 @@ def cut_apart(
 def han_cut(
     joined: frozenset,  # as for `cut_apart`
 ) -> str:
-    "An alternative for `splitter` that ends a word between two Chinese characters where no token can cross."
+    "For `splitter`: end a word between two Chinese characters where no token can cross."
     ends = {a for a, b in joined if 0xE4 <= b <= 0xE9}
     risky = ''.join(chr(c) for c in range(0x4E00, 0xA000) if c & 0x3F | 0x80 in ends)
-    return f' ?[{risky}\u9fff]*[\u4e00-\u9fff](?<![{risky}\u9fff])(?=[\u4e00-\u9fff])|'  # one more, so that [] is not empty
+    risky += '\u9fff'  # one more, so that [] is not empty
+    return f' ?[{risky}]*[\u4e00-\u9fff](?<![{risky}])(?=[\u4e00-\u9fff])|'
 
 # %% ../nbs/94_words.ipynb #577b95e7
 class Words(dict):
-    "A cache: word -> ids, asking `merge` for words that it does not hold. At most `limit` words, none longer than `longest`."
+    "A cache: word -> ids, at most `limit` of them; it asks `merge` for the others."
 
     def __init__(self, merge, limit: int = 1 << 17, longest: int = 50):
         self.merge, self.limit, self.longest = merge, limit, longest
@@ -190,7 +189,7 @@ def merge_tables(
     bpe_merges: list,  # pairs of tokens
     byte_of: dict,  # character -> the byte that it stands for
 ) -> tuple:
-    "`ranks` and `made` as `merge_short` wants them, and the tokens that are no byte and that no merge makes: the special ones."
+    "`ranks` and `made` for `merge_short`, and the special tokens: no bytes, and made by no merge."
     plain = encoder.keys() & byte_of.keys()
     ranks, made = {}, []
     for rank, (a, b) in enumerate(bpe_merges):
@@ -208,7 +207,7 @@ def merge_tables(
 
 # %% ../nbs/94_words.ipynb #1bb3c7ce
 class Vocabulary:
-    "Tokens, their ids and bytes, and the merges that make them. `words` are tokens that are found wherever they stand, see below."
+    "Tokens, ids, bytes, merges. `words` are tokens that are found wherever they stand, see below."
 
     def __init__(self, encoder, bpe_merges, byte_of, words=()):
         bpe_merges = [tuple(pair) for pair in bpe_merges]
@@ -220,10 +219,8 @@ class Vocabulary:
         self.ranks, self.made, others = merge_tables(self.encoder, bpe_merges, byte_of)
         self.words = {word: self.encoder[word] for word in words}
         self.special_tokens = {t: i for t, i in others.items() if t not in self.words}
-        both = [
-            word for word in self.words if word not in others and not word.isascii()
-        ]  # 'Ġ' would be a space, and a G with a dot
-        if both:
+        both = [word for word in self.words if word not in others and not word.isascii()]
+        if both:  # 'Ġ' would be a space, and a G with a dot
             raise ValueError(f'the added word {both[0]!r} is an ordinary token, too')
         self.byte_ids = {b: encoder[c] for c, b in byte_of.items() if c in encoder}
 
@@ -272,7 +269,7 @@ class Merger(Vocabulary):
         )
 
     def bpe(self, token: str) -> str:
-        "The tokens of one word with spaces between them, all in visible characters: 'Ġlowercase' -> 'Ġlower case'."
+        "The tokens of one word, in visible characters: 'Ġlowercase' -> 'Ġlower case'."
         try:
             raw = bytes([self.byte_decoder[c] for c in token])
         except KeyError as e:
@@ -284,7 +281,7 @@ def check_text(
     text: str,
     errors: str = 'strict',  # or 'replace'
 ) -> str:
-    "`text`, if UTF-8 can write it. `ValueError` gives the first lone surrogate and its position; 'replace' makes each U+FFFD."
+    "`text`, if UTF-8 can write it. `ValueError` at a lone surrogate; 'replace' makes it U+FFFD."
     if not isinstance(text, str):
         raise TypeError(f'expected text as a str, got {type(text).__name__}')
     if errors not in ('strict', 'replace'):
@@ -366,7 +363,7 @@ def look_up(
     table: dict,  # id -> piece of text
     ids,  # flat list, 1-D tensor or array of ids
 ) -> list:
-    "The piece for each id. `ValueError` names the first that has none, and its place; see `as_ids`."
+    "The piece for each id. `ValueError` names the first that has none, and its place."
     ids = as_ids(ids)
     try:
         return [table[i] for i in ids]
@@ -391,7 +388,7 @@ class Codec(Merger):
         return [word for k, part in parts for word in ([part] if k % 2 else split_words(part))]
 
     def encode(self, text: str, allowed_special=(), errors: str = 'strict') -> list:
-        "The ids of `text`. Special tokens count as text unless `allowed_special` names them ('all', one, or several)."
+        "Ids. Special tokens are text unless `allowed_special` ('all', one, several) names them."
         text = check_text(text, errors)
         special = pick_special(self.special_tokens, allowed_special) | self.words
         ids = [
@@ -407,7 +404,7 @@ class Codec(Merger):
         return [self.encode(text, allowed_special, errors) for text in texts]
 
     def decode(self, ids) -> str:
-        "The text of any list of ids; bytes that are not UTF-8 become U+FFFD. `ValueError` for an id that does not exist."
+        "The text of any ids; what is not UTF-8 becomes U+FFFD. `ValueError` for what is no id."
         return b''.join(look_up(self.token_bytes, ids)).decode('utf-8', errors='replace')
 
 # %% ../nbs/94_words.ipynb #1a6fed6b
