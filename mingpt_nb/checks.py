@@ -9,13 +9,14 @@ __all__ = ['SIZES', 'CHOICES', 'as_integer', 'as_number', 'as_tensor', 'check_id
            'check_allowed', 'check_sampling', 'check_logits', 'check_preset', 'check_model', 'check_memory',
            'known_ids', 'check_fit', 'check_addition', 'check_addend', 'check_length', 'check_config', 'check_room',
            'check_optimizable', 'check_batch', 'TrainingDiverged', 'diverged', 'check_finite', 'check_loss',
-           'check_weights']
+           'check_weights', 'check_sequence', 'check_stride', 'check_generate', 'as_config_error']
 
 # %% ../nbs/95_checks.ipynb #2c823d1d
 import math
 import os
 import warnings
 from collections.abc import Iterable
+from contextlib import contextmanager
 from numbers import Real
 
 import numpy as np
@@ -508,3 +509,48 @@ def check_weights(
     if agree(bool(bad)):
         where = f', the first in {bad[0]}' if bad else ''
         diverged(trainer, f'weights that are not finite{where}', 'these weights are lost')
+
+# %% ../nbs/95_checks.ipynb #dc82f41a
+def check_sequence(
+    ids,  # T integers, list or tensor
+    vocab_size: int,
+) -> torch.Tensor:  # int64 (T,), on the CPU
+    "The ids of one text. `ValueError` for wrong ones, and for less than two."
+    ids = check_ids(as_tensor(ids).cpu(), vocab_size).flatten()
+    if len(ids) < 2:
+        raise ValueError(
+            'the first token is given, the others predicted: at least two are needed, '
+            f'got {len(ids)}'
+        )
+    return ids
+
+
+def check_stride(
+    stride,  # from the start of one window to the next
+    size: int,  # of a window
+) -> int:
+    "`ValueError` unless `stride` is from 1 to `size`."
+    stride = as_integer('stride', stride)
+    if not 1 <= stride <= size:
+        raise ValueError(f'stride must be from 1 to the context of {size} tokens, got {stride}')
+    return stride
+
+
+def check_generate(
+    c,  # the settings of the command `generate`
+):
+    "`ValueError` for settings that cannot be used."
+    check_sampling(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
+    if c.num_samples < 1:
+        raise ValueError(f'num_samples must be 1 or more, got {c.num_samples}')
+    if c.seed is not None and abs(c.seed) >= 2**63:
+        raise ValueError(f'seed must be an integer below 2**63, got {c.seed!r}')
+
+
+@contextmanager
+def as_config_error():
+    "What is wrong in the block, be it a value, a file or a package, is one of the settings' errors."
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as e:
+        raise ConfigError(str(e)) from e
