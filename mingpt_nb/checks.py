@@ -326,7 +326,7 @@ def check_fit(
     vocab_size: int,  # of the model
     folder,  # where both come from
 ):
-    "`ValueError` if the tokenizer has tokens that the model lacks; if only special ones, a warning."
+    "`ValueError` if the tokenizer has tokens that the model lacks; a warning if all are special."
     beyond = [i for i in known_ids(tokenizer) or () if i >= vocab_size]
     if not beyond:
         return
@@ -549,7 +549,7 @@ def check_generate(
 
 @contextmanager
 def as_config_error():
-    "What is wrong in the block, be it a value, a file or a package, is one of the settings' errors."
+    "What is wrong in the block, a value, a file or a package, becomes a `ConfigError`."
     try:
         yield
     except (ValueError, OSError, ImportError) as e:

@@ -164,7 +164,7 @@ def save_pretrained(model: GPT, folder, tokenizer=None):  # anything with `save(
 # %% ../nbs/05_gpt2.ipynb #a304db57
 @torch.no_grad()
 def next_tokens(model: GPT, tokenizer, text: str, k: int = 10) -> list:
-    "The `k` most probable next tokens, best first, as (text, probability). `ValueError` for wrong ids."
+    "The `k` most probable next tokens, best first: (text, probability). `ValueError`: wrong ids."
     k, V = checks.as_integer('k', k, low=1), model.config.vocab_size
     idx = checks.check_idx([tokenizer.encode(text)], V).to(model.lm_head.weight.device)
     with evaluating(model):
@@ -293,7 +293,7 @@ def get_config() -> CfgNode:
 
 
 def main(args: list = None):  # default: `sys.argv[1:]`
-    "Print continuations of a prompt as they come, see `get_config`. `ConfigError` for what cannot be."
+    "Print continuations of a prompt as they come. `ConfigError` for what cannot be: `get_config`."
     c = get_config()
     words = c.merge_from_args(sys.argv[1:] if args is None else args, words=True)
     c.prompt = ' '.join(words) if words else c.prompt

@@ -59,7 +59,7 @@ class MLP(nn.Module):
 
 # %% ../nbs/02_model.ipynb #23422347
 class Block(nn.Module):
-    "A transformer block, layer norms before attention and MLP, as in GPT-2: (B, T, C) -> (B, T, C)."
+    "A block as in GPT-2, layer norms before attention and MLP: (B, T, C) -> (B, T, C)."
 
     def __init__(self, config):  # with n_embd, n_head, attn_pdrop, resid_pdrop
         super().__init__()
@@ -109,7 +109,7 @@ def default_config() -> CfgNode:
 
 
 def resolve_config(config) -> CfgNode:  # any object with some of these fields; it is not changed
-    "A complete, checked copy of `config`, with the preset's sizes; `ConfigError` if it is nonsense."
+    "A complete, checked copy of `config`, with the preset's sizes. `ConfigError` if it is wrong."
     c = default_config()
     c.merge_from_dict(vars(config))
     check_preset(c, PRESETS)

@@ -154,7 +154,7 @@ class _NoNumbers(torch.overrides.TorchFunctionMode):
 
 @contextmanager
 def blank():
-    "What is made in the block is on the meta device: shapes without numbers, in no time and no memory."
+    "What is made in the block is on the meta device: shapes without numbers, in no time."
     with torch.device('meta'), _NoNumbers():
         yield
 
@@ -164,7 +164,7 @@ def check_size(
     numbers: int,  # that it describes
     files: list,  # of its weights
 ):
-    "`ValueError` if a config describes more numbers than there are bytes: no size is believed before."
+    "`ValueError` if a config describes more numbers than there are bytes."
     if type(config.tie_weights) is not bool:
         raise ValueError(f'tie_weights must be true or false, got {config.tie_weights!r}')
     size = sum(file.stat().st_size for file in files)
@@ -347,7 +347,7 @@ def held_out_loss(folder) -> float:
 def find_model(
     folder,  # a model's, a checkpoint's, or the work folder of a run
 ) -> Path:
-    "The folder of the model: the best checkpoint, the newest, `folder` itself, or its folder `model`."
+    "The model's folder: the best checkpoint, the newest, `folder` itself, or its folder `model`."
     folder = as_path(folder)
     if found := checkpoints(folder)[::-1]:
         return min(found, key=held_out_loss)
@@ -420,7 +420,7 @@ def check_hf(
 def open_folder(
     name_or_path,  # a folder of a model or of a run, or a name on the hub
 ) -> tuple:  # (folder, what its config.json says, the files of its weights)
-    "A model, found and looked over. `FileNotFoundError` or `ValueError` say what is missing or damaged."
+    "A model, found and looked over. `FileNotFoundError` or `ValueError`: what is missing, damaged."
     folder = find_model(find_folder(name_or_path))
     if not (folder / 'config.json').is_file():
         below = sorted(str(f.parent) for f in folder.glob('*/model.safetensors'))[:2]
