@@ -100,11 +100,11 @@ class CharTokenizer:
         return len(self.chars)
 
     def encode(self, text: str) -> list:
-        for place, c in enumerate(text):
-            if c not in self.stoi:
-                known = f'the {self.vocab_size} characters that I know'
-                raise ValueError(f'{c!r} at position {place} is not among {known}')
-        return [self.stoi[c] for c in text]
+        try:
+            return [self.stoi[c] for c in text]
+        except KeyError as e:
+            where = f'{e.args[0]!r} at position {list(text).index(e.args[0])}'
+        raise ValueError(f'{where} is not among the {self.vocab_size} characters that I know')
 
     def decode(self, ids) -> str:
         return ''.join(look_up(self.itos, ids))

@@ -189,7 +189,7 @@ def check_added(
 def read_tokenizer_json(
     path,  # tokenizer.json
 ) -> tuple:  # (token -> id, pairs or None for characters, added tokens as dicts)
-    "What the file says. `ValueError` names the field that means other ids than GPT-2's way of making them."
+    "What the file says. `ValueError` names a field that means other ids than GPT-2's way."
     found = read_json(path)
     found |= {
         'normalizer': _alone(found.get('normalizer'), 'normalizers'),
@@ -227,10 +227,10 @@ def read_tokenizer_json(
 
 
 def added_tokens(
-    folder,  # with added_tokens.json, tokenizer_config.json, special_tokens_map.json, or none of them
+    folder,  # with added_tokens.json, tokenizer_config.json, special_tokens_map.json, or none
     listed=(),  # those of the folder's tokenizer.json
 ) -> dict:  # content -> (id, is it special?)
-    "The tokens that a folder adds to its vocabulary. `ValueError` for settings that mean other ids."
+    "The tokens that a folder adds to its vocabulary. `ValueError` for settings of other ids."
     folder, added, special = Path(folder), {}, set()
     read = lambda name: read_json(folder / name) if (folder / name).is_file() else {}
     config, tokens = read('tokenizer_config.json'), [(folder / 'tokenizer.json', t) for t in listed]
@@ -285,10 +285,8 @@ def _check_overlaps(tokens):  # where two compete for a place, those with normal
     for path, a in tokens:
         for _, b in tokens:
             if late(a) < late(b) and _overlap(a['content'], b['content']):
-                raise ValueError(
-                    f"{path}: the tokens {a['content']!r} and {b['content']!r} overlap, and only one "
-                    'has normalized=True: not supported'
-                )
+                both = f"the tokens {a['content']!r} and {b['content']!r} overlap"
+                raise ValueError(f'{path}: {both}, and only one has normalized=True: not supported')
 
 
 def _overlap(a, b):
@@ -338,7 +336,7 @@ def writing(
     what: str = '',  # for the message, as in 'a model'
     size: int = None,  # about so many bytes
 ):
-    "`OSError` of one line if the disk cannot take what the block writes: why, how much, and the room."
+    "`OSError` of one line if the disk cannot take what the block writes: why, how much, the room."
     folder = as_path(folder)
     try:
         yield
@@ -401,7 +399,7 @@ FILE_NAMES = [('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe')]
 def find_files(
     folder,  # where a tokenizer was saved
 ) -> tuple:
-    "Paths of the vocabulary and the merges, `None` for what is not there: Hugging Face's names first, then OpenAI's."
+    "Paths of vocabulary and merges, or `None`: under Hugging Face's names, else OpenAI's."
     folder = as_path(folder)
     for names in FILE_NAMES:
         if all((folder / name).exists() for name in names):
@@ -443,7 +441,7 @@ def tokenizer_json(
     special: dict,  # name -> id; found where they are asked for
     words: dict,  # word -> id; found wherever they stand
 ) -> dict:
-    "The tokenizer.json with which Hugging Face's tokenizers give the ids that an `Encoder` of these gives."
+    "The tokenizer.json with which Hugging Face's library gives the ids of an `Encoder` of these."
     added = [
         dict(
             id=i,
@@ -489,7 +487,7 @@ def write_bpe(
     special: dict,
     words: dict,
 ):
-    """Write vocab.json and merges.txt, as Hugging Face does, in place of any tokenizer that was there;
+    """Write vocab.json and merges.txt, as Hugging Face does, in place of what was there;
     with added words, which these do not tell from others, also tokenizer.json."""
     lines = '\n'.join(f'{a} {b}' for a, b in merges)
     files = {
@@ -514,9 +512,9 @@ def with_added(
         if table.get(token, i) != i:
             raise ValueError(f'token {token!r} has the ids {table[token]} and {i}')
         if token not in table and i != len(table):
-            raise ValueError(  # others count on from the vocabulary, whatever the file says
-                f'token {token!r} has id {i}, but the next one after a vocabulary of {size} is {len(table)}'
-            )
+            # others count on from the vocabulary, whatever the file says
+            after = f'the next one after a vocabulary of {size} is {len(table)}'
+            raise ValueError(f'token {token!r} has id {i}, but {after}')
         table[token] = i
     # one of these is found without being asked for, special or not
     made = {a + b for a, b in pairs} | set(characters)
@@ -526,7 +524,7 @@ def with_added(
 def check_whole(
     special,  # the tokens that no merge makes
 ):
-    "`ValueError` if a word with its space has no merge: a list that is cut short would make it a special token, in silence."
+    "`ValueError` if a word with its space has no merge: it would be a special token, in silence."
     lost = [t for t in special if t.startswith('Ġ')]
     if lost:
         raise ValueError(f'no merge makes {lost[0]!r}: is the list of merges cut short?')
@@ -538,9 +536,8 @@ def check_chars(
 ) -> list:  # the characters
     "`ValueError` if the ids are not in the characters' order, or if tokens are added to them."
     if added:
-        raise ValueError(
-            f'{next(iter(added))!r} is added to a tokenizer of characters, which has no place for it'
-        )
+        what = f'{next(iter(added))!r} is added to a tokenizer of characters'
+        raise ValueError(f'{what}, which has no place for it')
     if several := [c for c in sorted(table) if len(c) != 1]:
         raise ValueError(f'{several[0]!r} is not one character')
     if table != {c: i for i, c in enumerate(sorted(table))}:
@@ -549,7 +546,7 @@ def check_chars(
 
 # %% ../nbs/99_files.ipynb #aeacd201
 def read_tokenizer(
-    folder,  # with tokenizer.json, or vocab.json and merges.txt, or encoder.json and vocab.bpe, or only vocab.json
+    folder,  # with tokenizer.json, or a vocabulary and merges, or only vocab.json
     characters,  # those that stand for bytes
 ) -> tuple:  # (token -> id, pairs or None for characters, the words that were added, what was read)
     """The tables of the tokenizer that was saved in `folder`. `FileNotFoundError` if there is none;
