@@ -28,16 +28,9 @@ from common import OURS, alternate, main, ratios
 from torch import nn
 from torch.nn import functional as F
 
-from mingpt_nb.chargpt import (
-    CharDataset,
-    build,
-    encode_file,
-    file_tokenizer,
-    get_config,
-    muon_optimizer,
-    write_text,
-)
-from mingpt_nb.data import english, fetch, split
+from mingpt_nb.bpe import CharTokenizer
+from mingpt_nb.chargpt import CharDataset, build, get_config, muon_optimizer, write_text
+from mingpt_nb.data import encode_file, english, fetch, file_characters, split
 from mingpt_nb.model import GPT
 from mingpt_nb.scaling import Trainer
 from mingpt_nb.trainer import lr_at
@@ -106,7 +99,7 @@ class PlainGPT(nn.Module):
 
 def shakespeare():
     path = fetch('tinyshakespeare')
-    tok = file_tokenizer(path)
+    tok = CharTokenizer(file_characters(path))
     return [
         CharDataset(CfgNode(block_size=T), part, tok)
         for part in split(encode_file(path, tok), (9, 1))
@@ -304,10 +297,12 @@ def files(args):
     "Each file in a process of its own, so that its peak of memory is its own."
     code = (
         'import resource, sys, time; from mingpt_nb.chargpt import *; '
+        'from mingpt_nb.bpe import CharTokenizer; '
+        'from mingpt_nb.data import encode_file, file_characters; '
         'from mingpt_nb.utils import CfgNode; '
         'peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; '
         'a = peak(); t = time.process_time(); '
-        'tok = file_tokenizer(sys.argv[1]); u = time.process_time(); '
+        'tok = CharTokenizer(file_characters(sys.argv[1])); u = time.process_time(); '
         'ids = encode_file(sys.argv[1], tok, sys.argv[2]); v = time.process_time(); '
         'd = CharDataset(CfgNode(block_size=128), ids, tok); '
         'd.__getitems__(range(0, len(d), len(d) // 64)); '

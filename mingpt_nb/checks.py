@@ -9,7 +9,8 @@ __all__ = ['SIZES', 'CHOICES', 'as_integer', 'as_number', 'as_tensor', 'check_id
            'check_allowed', 'check_sampling', 'check_logits', 'check_preset', 'check_model', 'check_memory',
            'known_ids', 'check_fit', 'check_addition', 'check_addend', 'check_length', 'check_config', 'check_room',
            'check_optimizable', 'check_batch', 'TrainingDiverged', 'diverged', 'check_finite', 'check_loss',
-           'check_weights', 'check_sequence', 'check_stride', 'check_generate', 'as_config_error']
+           'check_weights', 'check_sequence', 'check_stride', 'check_generate', 'as_config_error', 'check_one_text',
+           'check_characters', 'check_items']
 
 # %% ../nbs/95_checks.ipynb #2c823d1d
 import math
@@ -22,7 +23,14 @@ from numbers import Real
 import numpy as np
 import torch
 
-from .utils import ConfigError, RunError, as_python, machine_memory, most_workers
+from mingpt_nb.utils import (
+    ConfigError,
+    RunError,
+    as_python,
+    expand,
+    machine_memory,
+    most_workers,
+)
 
 # %% ../nbs/95_checks.ipynb #64c96679
 def as_integer(
@@ -554,3 +562,52 @@ def as_config_error():
         yield
     except (ValueError, OSError, ImportError) as e:
         raise ConfigError(str(e)) from e
+
+# %% ../nbs/95_checks.ipynb #0c47053d
+def check_one_text(
+    words: list,  # the arguments that are no settings
+    given: str = '',  # the file that a setting names
+):
+    "The one text that is meant, or ''. `ConfigError` for several, or for an empty name."
+    texts = [*words] + [given] * bool(given)
+    if len(texts) > 1:
+        raise ConfigError(
+            f'one file of text, please; {texts[1]!r} is a second one. '
+            'Join them, as in: cat a.txt b.txt > both.txt'
+        )
+    try:
+        return expand(words[0]) if words else given
+    except ValueError as e:
+        raise ConfigError(f'the text to train on: {e}') from None
+
+
+def check_characters(
+    n: int,  # characters of the text
+    block_size: int,  # of an item
+    tokenizer,  # of the text
+    how,  # how to write: prompt, length, temperature, top_k, top_p
+):
+    """`ConfigError` unless a tenth of the text, which is held out, has room for an item; `ValueError`
+    for a prompt that the text does not know, and for settings that `generate` would refuse."""
+    if n <= 10 * block_size:
+        raise ConfigError(
+            f'a text of length {n:,} is too short for block_size={block_size}: '
+            f'a tenth is held out, so it takes {10 * block_size + 1:,} characters. '
+            'Bring more text, or make --data.block_size smaller'
+        )
+    tokenizer.encode(how.prompt)
+    check_sampling(how.length, how.temperature, how.top_k, how.top_p)
+
+
+def check_items(
+    block_size: int,  # of an item
+    data,  # a text, or ids
+    tokenizer,  # of the ids, or None
+):
+    "`ValueError` unless an item has a token, and ids have a tokenizer."
+    if block_size < 1:
+        raise ConfigError(f'block_size must be 1 or more, got {block_size}')
+    if tokenizer is None and not isinstance(data, str):
+        raise ValueError(
+            'ids need the tokenizer that they were made with: CharDataset(config, ids, tokenizer)'
+        )

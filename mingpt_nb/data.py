@@ -8,9 +8,9 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/data.html.md"""
 __all__ = ['SOURCES', 'FORMAT', 'HEADER', 'NO_TARGETS', 'english', 'cache_dir', 'file_digest', 'verify', 'DownloadError',
            'download', 'File', 'Source', 'fetch', 'split', 'load_split', 'hash_rows', 'is_test', 'draw_questions',
            'read_pieces', 'id_dtype', 'id_array', 'fingerprint', 'tokenizer_print', 'read_header', 'TokenFile',
-           'write_ids', 'write_tokens', 'TokenDataset', 'bits_per_character', 'windows', 'evaluate', 'as_pair',
-           'collate', 'drawing', 'DataError', 'Items', 'step_loader', 'spread', 'check_data', 'check_tokenizers',
-           'check_held_out']
+           'write_ids', 'write_tokens', 'TokenDataset', 'code_points', 'id_table', 'encode_text', 'file_characters',
+           'encode_file', 'characters_of', 'bits_per_character', 'windows', 'evaluate', 'as_pair', 'collate', 'drawing',
+           'DataError', 'Items', 'step_loader', 'spread', 'check_data', 'check_tokenizers', 'check_held_out']
 
 # %% ../nbs/91_data.ipynb #798d5d52
 import collections
@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 # %% ../nbs/91_data.ipynb #075f6d1c
 from .files import as_path
-from .utils import RunError
+from .utils import RunError, say
 from .words import pick_special, slices
 
 # %% ../nbs/91_data.ipynb #bf84f9cd
@@ -722,6 +722,75 @@ class TokenDataset:
         block = torch.from_numpy(self.ids[places].astype(np.int64))  # (B, T + 1)
         return block[:, :-1], block[:, 1:]
 
+# %% ../nbs/91_data.ipynb #7be84070
+def code_points(text: str) -> np.ndarray:
+    "The Unicode number of each character, uint32 (len(text),)."
+    return np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), dtype='<u4')
+
+# %% ../nbs/91_data.ipynb #e9d533f8
+def id_table(
+    tokenizer,  # a CharTokenizer
+) -> np.ndarray:
+    """int32: the id at each code point, -1 where the vocabulary has none; the last entry is -1 and
+    stands for all after it."""
+    points = code_points(''.join(tokenizer.chars))
+    table = np.full(int(points.max()) + 2, -1, dtype=np.int32)
+    table[points] = np.arange(len(points))
+    return table
+
+# %% ../nbs/91_data.ipynb #bb767c99
+def encode_text(text: str, tokenizer) -> np.ndarray:
+    """The ids of all characters in the smallest type, (len(text),). `ValueError` names a character
+    that is not in the vocabulary, and its place."""
+    ids = id_table(tokenizer).take(code_points(text), mode='clip')
+    if (ids < 0).any():
+        tokenizer.encode(text)  # raises, and knows what to say
+    return ids.astype(id_dtype(tokenizer.vocab_size))
+
+# %% ../nbs/91_data.ipynb #0f731987
+def file_characters(path) -> list:
+    "The characters of a file, in order. `ValueError` if it is empty or not UTF-8."
+    seen = np.zeros(0x110000, dtype=bool)
+    for piece in read_pieces(path):
+        seen[code_points(piece)] = True
+    if not seen.any():
+        raise ValueError(f'{path} is empty')
+    return [chr(point) for point in seen.nonzero()[0]]
+
+
+def encode_file(
+    path,  # a file of UTF-8
+    tokenizer,  # of characters
+    out=None,  # write the ids to this token file; None: keep them in memory
+):  # -> array or TokenFile
+    "The ids of the text in the smallest type, (characters,)."
+    pieces = (encode_text(piece, tokenizer) for piece in read_pieces(path))
+    return np.concatenate(list(pieces)) if out is None else write_ids(out, pieces, tokenizer)
+
+# %% ../nbs/91_data.ipynb #b109655f
+def characters_of(
+    file,  # a file of UTF-8; '': tiny Shakespeare
+    make,  # `make(characters)` is the tokenizer
+    out,  # token file for the ids of a large file
+    map_above: int,  # bytes from which a file is large
+) -> tuple:  # (ids, in memory or in a TokenFile, and tokenizer)
+    "A text of characters to train on. `ValueError` if there is nothing in it, or no UTF-8."
+    text = None
+    try:
+        file = as_path(file or fetch('tinyshakespeare'))
+    except DownloadError as e:
+        say(f'{e}\nUntil then: the English text that comes with Python (pydoc_data.topics)')
+        text = english()
+    if text is None and (not file.is_file() or file.parts[1:2] == ('dev',)):
+        text = ''.join(read_pieces(file))  # a pipe is read once, and gone
+        if not text:
+            raise ValueError(f'{file} is empty')
+    if text is not None:
+        tokenizer = make(sorted(set(text)))
+        return encode_text(text, tokenizer), tokenizer
+    tokenizer, large = make(file_characters(file)), file.stat().st_size > map_above
+    return encode_file(file, tokenizer, as_path(out) if large else None), tokenizer
+
 # %% ../nbs/91_data.ipynb #e1d11952
 def bits_per_character(
     loss: float,  # mean cross-entropy, nats per character
@@ -848,7 +917,7 @@ class DataError(RunError):
 
 
 class Items:
-    "A data set as a loader sees it, asked for (step, indices); see `drawing`. `DataError` names the item."
+    "A data set as a loader sees it, asked for (step, indices). `DataError` names the item."
 
     def __init__(self, data, name: str, seed: int = 0):
         self.data, self.name, self.seed = data, name, seed
@@ -918,7 +987,8 @@ def check_data(name: str, data):  # its name, for the message; None: there is no
     if not indexed or isinstance(data, IterableDataset):
         raise ValueError(
             f'{name}, {kind.__name__}, has no length or no items by number, and a batch takes '
-            'items by number: make a list of what it gives, or write its ids to a token file (appendix 91)'
+            'items by number: make a list of what it gives, or write its ids to a token file '
+            '(appendix 91)'
         )
 
 

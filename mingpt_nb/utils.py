@@ -8,7 +8,7 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/utils.html.md"""
 __all__ = ['WRAPPERS', 'COMMANDS', 'patch', 'ConfigError', 'RunError', 'as_python', 'plain', 'CfgNode', 'parse_value', 'set_seed',
            'make_folder', 'setup_logging', 'FolderInUse', 'hold', 'layers', 'unwrap', 'plain_name', 'pick_device',
            'most_workers', 'machine_memory', 'pick_dtype', 'evaluating', 'need', 'first_to_fail', 'write', 'mute',
-           'say', 'Bar', 'cpu_threads', 'started', 'prepare', 'save_plot', 'RunBar', 'cli']
+           'say', 'Bar', 'cpu_threads', 'started', 'prepare', 'save_plot', 'RunBar', 'Best', 'Joint', 'cli']
 
 # %% ../nbs/90_utils.ipynb #2ac5c824
 import builtins
@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 import typing
+import warnings
 from ast import literal_eval
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -763,6 +764,63 @@ class RunBar(Bar):
             speed = {'tokens/s': f'{tokens / trainer.iter_dt:,.0f}'} if trainer.iter_dt else {}
             self.set_postfix(loss=f'{trainer.loss.item():.3f}', **speed, refresh=False)
         self.update()
+
+# %% ../nbs/90_utils.ipynb #cfeabadd
+class Best:
+    "The lowest held-out loss of a run, and the steps it took; `offer` it each new model."
+
+    def __init__(self):
+        self.best, self.step = float('inf'), None
+        self.lost = {}  # held-out loss of each model that the disk did not take: why
+
+    def offer(self, loss: float, save):
+        "Call `save()`, if this loss is the lowest."
+        if loss >= self.best:
+            return
+        try:
+            save()
+        except OSError as e:
+            self.lost[loss] = e
+            warnings.warn(f'{e}. The run goes on without this model', stacklevel=3)
+
+    def recall(self, history):
+        "Take the lowest held-out loss so far, and the steps that it took, from the history."
+        for row in history:
+            if row.get('eval_loss', self.best) < self.best and row['eval_loss'] not in self.lost:
+                self.best, self.step = row['eval_loss'], row['iter'] + 1
+
+    def check(self):
+        "`RunError` if the best model of all is one that the disk did not take."
+        lowest = min(self.lost, default=self.best)
+        if lowest < self.best:
+            why = self.lost[lowest]
+            raise RunError(f'the best model, of held-out loss {lowest:.3f}, is lost: {why}')
+
+# %% ../nbs/90_utils.ipynb #d68e5a8c
+class Joint:
+    "Several optimizers as one: what a trainer does to it, it does to all of them."
+
+    def __init__(self, *optimizers):
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self):
+        return [g for o in self.optimizers for g in o.param_groups]
+
+    def zero_grad(self):
+        for o in self.optimizers:
+            o.zero_grad()
+
+    def step(self):
+        for o in self.optimizers:
+            o.step()
+
+    def state_dict(self):
+        return {'optimizers': [o.state_dict() for o in self.optimizers]}
+
+    def load_state_dict(self, state):
+        for o, s in zip(self.optimizers, state['optimizers']):
+            o.load_state_dict(s)
 
 # %% ../nbs/90_utils.ipynb #3ca4edaf
 COMMANDS = {  # command: (module of this package, what it does)

@@ -13,18 +13,16 @@ from hypothesis import strategies as st
 from processes import ROOT, run
 
 from mingpt_nb.bpe import CharTokenizer
-from mingpt_nb.chargpt import (
-    CharDataset,
-    build,
+from mingpt_nb.chargpt import CharDataset, build, get_config, write_text
+from mingpt_nb.data import (
+    HEADER,
+    TokenFile,
     code_points,
     encode_file,
     encode_text,
-    file_tokenizer,
-    get_config,
+    file_characters,
     read_pieces,
-    write_text,
 )
-from mingpt_nb.data import HEADER, TokenFile
 from mingpt_nb.gpt2 import load
 from mingpt_nb.utils import CfgNode
 
@@ -148,10 +146,12 @@ def test_command_without_matplotlib(tmp_path):
 
 LARGE = '''
 import resource, sys
-from mingpt_nb.chargpt import CharDataset, encode_file, file_tokenizer
+from mingpt_nb.bpe import CharTokenizer
+from mingpt_nb.chargpt import CharDataset
+from mingpt_nb.data import encode_file, file_characters
 from mingpt_nb.utils import CfgNode
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-tok = file_tokenizer('large.txt')
+tok = CharTokenizer(file_characters('large.txt'))
 ids = encode_file('large.txt', tok, 'ids.bin')
 data = CharDataset(CfgNode(block_size=128), ids, tok)
 x, y = data.__getitems__(range(0, len(data), len(data) // 50))
@@ -262,7 +262,7 @@ def test_a_file_is_read_as_open_reads_it(tmp_path_factory, text, size):
     want = path.read_text(encoding='utf-8-sig')
     assert ''.join(read_pieces(path, size)) == want
     if want:
-        tok = file_tokenizer(path)
+        tok = CharTokenizer(file_characters(path))
         assert tok.decode(encode_file(path, tok).tolist()) == want
 
 
