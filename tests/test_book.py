@@ -140,6 +140,7 @@ VARIES = {
     '04_adder 12ab56db': 'mistakes of a model in the middle of its training',
     '04_adder 6e129477': 'mistakes of a model in the middle of its training',
     '04_adder e272ed50': 'means over two training runs',
+    '04_adder d9f3742f': 'mistakes of a model in the middle of its training',
     '04_adder 0a5caaee': 'what a model that learns by heart guesses',
     '06_chargpt 4c7b926e': 'losses of a training run, and what the model writes',
     '06_chargpt 7881072b': 'the lowest loss of that run',
