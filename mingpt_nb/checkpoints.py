@@ -9,9 +9,8 @@ __all__ = ['logger', 'FREE', 'ROUNDING', 'FILES', 'LEAVES', 'rng_state', 'set_rn
            'measured_loss', 'trainer_state', 'set_trainer_state', 'sync', 'CheckpointError', 'read_sums',
            'check_target', 'discard', 'write_folder', 'check', 'read_rows', 'Metrics', 'first_does', 'save',
            'read_state', 'read_optimizer', 'check_optimizer', 'OtherRun', 'differences', 'check_same_run', 'past',
-           'read_all', 'load', 'checkpoints', 'held_out_loss', 'prune', 'resume', 'set_aside', 'set_aside_later',
-           'settle', 'begin', 'tidy', 'Alone', 'Guard', 'mute_closed', 'WorkerDied', 'Keeper', 'default_config',
-           'Trainer', 'TensorBoard', 'find_model', 'export', 'main']
+           'read_all', 'load', 'prune', 'resume', 'set_aside', 'set_aside_later', 'settle', 'begin', 'tidy', 'Alone',
+           'Guard', 'mute_closed', 'WorkerDied', 'Keeper', 'default_config', 'Trainer', 'TensorBoard']
 
 # %% ../nbs/07_checkpoints.ipynb #0da7d8a7
 import contextlib
@@ -39,10 +38,11 @@ from torch.utils._pytree import tree_leaves
 
 # %% ../nbs/07_checkpoints.ipynb #6df6c196
 from .data import Items, collate, file_digest
-from .gpt2 import save_pretrained
+from .files import as_path, read_json, writing
+from .gpt2 import read_folder, save_pretrained
 from .model import GPT
 from .trainer import Trainer as PlainTrainer
-from .trainer import batch_indices, load_model, save_model
+from .trainer import batch_indices
 from .trainer import default_config as plain_config
 from mingpt_nb.utils import (
     CfgNode,
@@ -53,10 +53,9 @@ from mingpt_nb.utils import (
     need,
     patch,
     plain_name,
-    say,
     unwrap,
 )
-from .weights import as_path, read_json, writing
+from .weights import checkpoints, find_model, held_out_loss
 
 logger = logging.getLogger(__name__)
 
@@ -364,7 +363,7 @@ def save(
 
     def write(part):
         if isinstance(model, GPT):
-            save_model(model, part, tokenizer if hasattr(tokenizer, 'save') else None)
+            save_pretrained(model, part, tokenizer if hasattr(tokenizer, 'save') else None)
         else:
             _save_other(model, part)
         with open(part / 'optimizer.pt', 'wb') as f:  # so that errors of the disk are Python's
@@ -603,11 +602,16 @@ def read_all(trainer, folder) -> tuple:  # (state, weights)
     except Exception as e:
         raise CheckpointError(f'{folder / "optimizer.pt"} does not fit the optimizer: {e!r}') from e
     try:
-        weights = trainer.engine.read_weights(folder / 'model.safetensors')
+        rename = read_folder(folder)[1] if isinstance(trainer.model, GPT) else _plain
+        weights = trainer.engine.read_weights(folder / 'model.safetensors', rename)
     except ValueError as e:
         raise CheckpointError(str(e)) from e
     state['history'] = past(folder, state)
     return state, weights
+
+
+def _plain(name, t):
+    return plain_name(name), t
 
 
 def load(trainer, folder):
@@ -634,26 +638,6 @@ def load(trainer, folder):
     trainer.checkpoint = folder
 
 # %% ../nbs/07_checkpoints.ipynb #e11eede6
-def checkpoints(work_dir) -> list:  # of Path
-    "The checkpoints in a work folder, by step; whether they are sound is not looked at."
-    found = (as_path(work_dir) / 'checkpoints').glob('step-*')
-    found = [p for p in found if re.fullmatch(r'step-\d{8,}', p.name) and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name[5:]))
-
-
-def held_out_loss(folder) -> float:
-    """What `eval` measured on the very weights of a checkpoint; infinity if nothing was, or if it
-    cannot be read."""
-    file = Path(folder, 'eval.json')
-    if not file.is_file():
-        file = file.with_name('trainer.json')  # where it was once
-    try:
-        loss = read_json(file)['eval_loss']
-    except (OSError, ValueError, KeyError):
-        return math.inf
-    return loss if type(loss) in (int, float) and loss == loss else math.inf
-
-
 def prune(work_dir, keep_last: int, keep_best: bool):
     "Delete all checkpoints but the last few and, if wanted, the one of lowest held-out loss."
     found = checkpoints(work_dir)
@@ -803,10 +787,10 @@ class Alone:
     def load_optimizer(self, state: dict):
         self.trainer.optimizer.load_state_dict(state)
 
-    def read_weights(self, file) -> dict:  # name: tensor
+    def read_weights(self, file, rename) -> dict:  # name: tensor
         "Weights from a safetensors file. `ValueError` unless they are those of the model, with the same shapes."
         try:
-            found = load_file(file)
+            found = dict(filter(None, itertools.starmap(rename, load_file(file).items())))
         except SafetensorError as e:
             raise ValueError(f'{file} is damaged: {e}') from e
         ours, twins = self._tensors(), {}
@@ -1124,48 +1108,3 @@ class TensorBoard:
         if len(trainer.history) > self.seen:
             self.writer.flush()
         self.seen = len(trainer.history)
-
-# %% ../nbs/07_checkpoints.ipynb #cd532259
-def find_model(folder) -> Path:
-    "The model in `folder`: itself, its best checkpoint, its newest, or its folder `model`. `FileNotFoundError` if there is none."
-    folder = as_path(folder)
-    found = checkpoints(folder)[::-1]
-    if found:
-        return min(found, key=held_out_loss)
-    for place in (folder, folder / 'model'):
-        if (place / 'model.safetensors').is_file():
-            return place
-    raise FileNotFoundError(f'neither a model nor checkpoints in {folder}')
-
-
-def export(
-    source,  # a checkpoint, what `save_model` wrote, or the work folder of a run
-    target,  # the folder to write
-) -> Path:  # where the model came from
-    "Write a trained model and its tokenizer as `save_pretrained` does: for transformers, and for `mingpt-nb generate --model=TARGET`."
-    found = find_model(source)
-    if checkpoints(target) or Path(target, 'metrics.jsonl').exists():
-        raise CheckpointError(
-            f'{target} is the work folder of a run, whose config.json would be lost: take another folder'
-        )
-    if (found / 'SHA256SUMS').is_file():
-        check(found)
-    model, tokenizer = load_model(found)
-    save_pretrained(model, target, tokenizer)
-    return found
-
-# %% ../nbs/07_checkpoints.ipynb #0ee9ddb0
-def main(
-    args: list = None,  # SOURCE TARGET, see `export`; default: `sys.argv[1:]`
-):
-    "Export a model of yours for transformers. `ConfigError` with one line if that cannot be."
-    args = sys.argv[1:] if args is None else args
-    if len(args) != 2 or any(arg.startswith('--') for arg in args):
-        raise ConfigError(
-            'usage: mingpt-nb export SOURCE TARGET, a checkpoint or work folder, '
-            'and the folder to write'
-        )
-    try:
-        say(f'{export(*args)} -> {as_path(args[1])}')
-    except (OSError, ValueError) as e:
-        raise ConfigError(str(e)) from e

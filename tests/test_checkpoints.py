@@ -31,16 +31,15 @@ from mingpt_nb.checkpoints import (
     OtherRun,
     check,
     checkpoints,
-    export,
     find_model,
     held_out_loss,
     prune,
 )
 from mingpt_nb.checks import TrainingDiverged
 from mingpt_nb.data import DataError
+from mingpt_nb.gpt2 import load_pretrained, save_pretrained
 from mingpt_nb.model import GPT
 from mingpt_nb.scaling import Trainer
-from mingpt_nb.trainer import save_model
 from mingpt_nb.utils import ConfigError, FolderInUse, cli, hold, set_seed
 
 if os.name != 'nt':
@@ -485,9 +484,7 @@ def test_no_model_is_written_into_a_checkpoint(tmp_path, finished):
     shutil.copytree(finished.config.work_dir, tmp_path / 'run')
     before, at = contents(tmp_path), checkpoints(tmp_path / 'run')[-1]
     for write in (
-        lambda: export(at, at),
-        lambda: export(tmp_path / 'run', at),
-        lambda: save_model(finished.model, at),
+        lambda: save_pretrained(finished.model, at),
         lambda: finished.model.save_pretrained(at),
     ):
         with pytest.raises(ValueError, match='is a checkpoint'):
@@ -499,7 +496,7 @@ def a_run(folder, **kw):
     "A run with all that the programs of this package leave in its folder."
     t = trainer(folder, checkpoint_every=2, **kw)
     t.run()
-    save_model(t.model, folder / 'model')
+    save_pretrained(t.model, folder / 'model')
     for name in 'config.json', 'args.txt', 'training.png':
         (folder / name).write_text(f'the {name} of the first run')
     return contents(folder)
@@ -1344,7 +1341,7 @@ def test_a_model_that_is_no_gpt_is_trained_saved_and_resumed_to_the_same_bits(tm
 
 
 def find_and_load(folder):
-    return mingpt_nb.checkpoints.load_model(find_model(folder))
+    return load_pretrained(find_model(folder))
 
 
 def test_slices_are_for_a_gpt(tmp_path):

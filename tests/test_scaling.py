@@ -16,9 +16,9 @@ import torch.distributed as dist
 from processes import finish
 
 from mingpt_nb.checkpoints import OtherRun, checkpoints
+from mingpt_nb.gpt2 import load_pretrained
 from mingpt_nb.model import GPT
 from mingpt_nb.scaling import Trainer
-from mingpt_nb.trainer import load_model
 from mingpt_nb.utils import set_seed
 
 torchrun = pytest.mark.skipif(
@@ -174,7 +174,7 @@ def test_one_process_goes_on_as_two_slices_and_back(tmp_path, straight):
     back.run()
     assert losses(back) == pytest.approx(losses(straight), abs=1e-5)
     assert torch.allclose(
-        flat(load_model(checkpoints(tmp_path / 'out')[-1])[0]), flat(straight.model), atol=1e-4
+        flat(load_pretrained(checkpoints(tmp_path / 'out')[-1])), flat(straight.model), atol=1e-4
     )
 
 

@@ -16,9 +16,10 @@ from mingpt_nb.bpe import CharTokenizer
 from mingpt_nb.chargpt import CharDataset
 from mingpt_nb.checkpoints import checkpoints
 from mingpt_nb.data import TokenDataset, write_tokens
+from mingpt_nb.gpt2 import load_pretrained, save_pretrained
 from mingpt_nb.model import GPT
 from mingpt_nb.scaling import Trainer
-from mingpt_nb.trainer import batch_indices, load_model, save_model
+from mingpt_nb.trainer import batch_indices
 from mingpt_nb.utils import CfgNode, cli, set_seed
 
 
@@ -64,11 +65,11 @@ def test_workers_change_nothing():
 def test_a_kill_while_saving_leaves_a_whole_model(tmp_path):
     code = f'''
 from mingpt_nb.model import GPT
-from mingpt_nb.trainer import save_model
+from mingpt_nb.gpt2 import save_pretrained
 c = GPT.get_default_config()
 c.merge_from_dict(dict(model_type='gpt-mini', vocab_size=500, block_size=64))
 model = GPT(c)
-while True: save_model(model, {str(tmp_path)!r}); print('saved', flush=True)
+while True: save_pretrained(model, {str(tmp_path)!r}); print('saved', flush=True)
 '''
     for delay in (0.0, 0.01, 0.03):
         process = start('-c', code)
@@ -76,9 +77,9 @@ while True: save_model(model, {str(tmp_path)!r}); print('saved', flush=True)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL if hasattr(signal, 'SIGKILL') else signal.SIGTERM)
         process.communicate(timeout=60)
-        model, tokenizer = load_model(tmp_path)
-        assert model.config.vocab_size == 500 and tokenizer is None
-    save_model(model, tmp_path)
+        model = load_pretrained(tmp_path)
+        assert model.config.vocab_size == 500
+    save_pretrained(model, tmp_path)
 
 
 def new_trainer(data=None, evaluate=None, model=None, **kw):
@@ -226,10 +227,10 @@ def test_numpys_numbers_and_whole_floats_are_numbers(tmp_path):
             embd_pdrop=np.float32(0.0),
         )
     )
-    save_model(GPT(c), tmp_path / 'model')
+    save_pretrained(GPT(c), tmp_path / 'model')
     assert (
         json.loads((tmp_path / 'model' / 'config.json').read_text())['vocab_size'] == 11
-        and load_model(tmp_path / 'model')[0].config.n_embd == 8
+        and load_pretrained(tmp_path / 'model').config.n_embd == 8
     )
 
 
@@ -386,12 +387,12 @@ def test_a_wrapped_model_is_saved_under_plain_names(wrap, tmp_path, world_of_one
         [r['loss'] for r in plain.history], abs=1e-5
     )
     assert t.model.state_dict().keys() == gpt().state_dict().keys()
-    assert same_weights(load_model(t.checkpoint)[0], t.model)
+    assert same_weights(load_pretrained(t.checkpoint), t.model)
     again = new_trainer(model=gpt(), same_bits=False)
     again.load_checkpoint(t.checkpoint)
     assert same_weights(again.model, t.model) and again.iter_num == 4
-    save_model(t.model, tmp_path / 'model')
-    assert same_weights(load_model(tmp_path / 'model')[0], t.model)
+    save_pretrained(t.model, tmp_path / 'model')
+    assert same_weights(load_pretrained(tmp_path / 'model'), t.model)
 
 
 def test_a_model_without_an_optimizer_says_so_before_the_first_step():
