@@ -129,6 +129,9 @@ def test_the_minutes_on_the_map_are_those_of_the_chapters():
 
 # Each cell whose output another processor would make otherwise, and why.
 VARIES = {
+    '03_trainer a0000003': 'how often a training run clips',
+    '03_trainer a0000004': 'norms and losses of three training runs',
+    '03_trainer 3cbd2cba': 'the loss of a training run',
     '02_model df85504b': 'five models trained for eighty steps',
     '04_adder 30c99c3a': 'a short training run',
     '04_adder be71d9c1': 'what that model and a fresh one get right',
