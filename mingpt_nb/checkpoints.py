@@ -39,7 +39,7 @@ from torch.utils._pytree import tree_leaves
 # %% ../nbs/07_checkpoints.ipynb #6df6c196
 from .data import Items, collate, file_digest
 from .files import as_path, read_json, writing
-from .gpt2 import read_folder, save_pretrained
+from .gpt2 import from_hf, save_pretrained
 from .model import GPT
 from .trainer import Trainer as PlainTrainer
 from .trainer import batch_indices
@@ -55,7 +55,7 @@ from mingpt_nb.utils import (
     plain_name,
     unwrap,
 )
-from .weights import checkpoints, find_model, held_out_loss
+from .weights import as_stored, checkpoints, find_model, held_out_loss, is_old
 
 logger = logging.getLogger(__name__)
 
@@ -602,16 +602,13 @@ def read_all(trainer, folder) -> tuple:  # (state, weights)
     except Exception as e:
         raise CheckpointError(f'{folder / "optimizer.pt"} does not fit the optimizer: {e!r}') from e
     try:
-        rename = read_folder(folder)[1] if isinstance(trainer.model, GPT) else _plain
+        old = not isinstance(trainer.model, GPT) or is_old(read_json(folder / 'config.json'))
+        rename = as_stored if old else from_hf  # names and shapes of the file
         weights = trainer.engine.read_weights(folder / 'model.safetensors', rename)
     except ValueError as e:
         raise CheckpointError(str(e)) from e
     state['history'] = past(folder, state)
     return state, weights
-
-
-def _plain(name, t):
-    return plain_name(name), t
 
 
 def load(trainer, folder):

@@ -827,7 +827,6 @@ COMMANDS = {  # command: (module of this package, what it does)
     'adder': ('adder', 'train a GPT to add numbers, and test it'),
     'chargpt': ('chargpt', 'train a GPT on the characters of a text of yours'),
     'generate': ('gpt2', 'continue a text, with GPT-2 or a model of yours'),
-    'export': ('checkpoints', 'write a model of yours as transformers reads it'),
 }
 
 
