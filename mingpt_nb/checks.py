@@ -7,10 +7,10 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/checks.html.md"""
 # %% auto #0
 __all__ = ['SIZES', 'CHOICES', 'as_integer', 'as_number', 'as_tensor', 'check_ids', 'check_idx', 'check_targets', 'check_stops',
            'check_allowed', 'check_sampling', 'check_logits', 'check_preset', 'check_model', 'check_memory',
-           'known_ids', 'check_fit', 'check_addition', 'check_addend', 'check_length', 'check_config', 'check_room',
-           'check_optimizable', 'check_batch', 'TrainingDiverged', 'diverged', 'check_finite', 'check_loss',
-           'check_weights', 'check_sequence', 'check_stride', 'check_generate', 'as_config_error', 'check_one_text',
-           'check_characters', 'check_items']
+           'default_config', 'complete', 'known_ids', 'check_fit', 'check_addition', 'check_addend', 'check_length',
+           'check_config', 'check_room', 'check_optimizable', 'check_batch', 'TrainingDiverged', 'diverged',
+           'check_finite', 'check_loss', 'check_weights', 'check_sequence', 'check_stride', 'check_generate',
+           'as_config_error', 'check_one_text', 'check_characters', 'check_items']
 
 # %% ../nbs/95_checks.ipynb #2c823d1d
 import math
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from mingpt_nb.utils import (
+    CfgNode,
     ConfigError,
     RunError,
     as_python,
@@ -313,6 +314,34 @@ def check_memory(
             f'{", ".join(f"{k}={getattr(c, k):,}" for k in sizes)}: the weights alone would take '
             f'{want / 2**30:,.1f} GiB in float32, and this machine has {have / 2**30:,.1f} GiB'
         )
+
+# %% ../nbs/95_checks.ipynb #642cd23d
+def default_config() -> CfgNode:
+    "What `GPT.get_default_config` returns: minGPT's defaults, frozen; None is yours to fill in."
+    sizes = dict(n_layer=None, n_head=None, n_embd=None)  # or the name of a preset as model_type
+    data = dict(vocab_size=None, block_size=None)  # how many tokens it knows, how many it sees
+    dropout = dict(embd_pdrop=0.1, resid_pdrop=0.1, attn_pdrop=0.1)  # probabilities
+    tie = dict(tie_weights=False)  # one matrix for embedding and head, as in GPT-2
+    other = dict(n_inner=None, activation='gelu_new', layer_norm_epsilon=1e-5)  # in checkpoints
+    c = CfgNode(model_type='gpt', **sizes, **data, **dropout, **tie, **other)
+    integers = dict.fromkeys([*sizes, *data, 'n_inner'], int | None)
+    return c.freeze(model_type=str | None, **integers)
+
+
+def complete(
+    config,  # any object with some of these fields; it is not changed
+    presets: dict,  # name -> sizes
+    activations,  # the names that there are
+    count,  # `count(c)`: how many weights a config describes
+) -> CfgNode:
+    "A whole config, with the preset's sizes. `ConfigError` says what is wrong."
+    c = default_config()
+    c.merge_from_dict(vars(config))
+    check_preset(c, presets)
+    if c.model_type in presets:
+        c.merge_from_dict({**presets[c.model_type], 'model_type': 'gpt'})
+    check_model(c, activations, count)
+    return c
 
 # %% ../nbs/95_checks.ipynb #5a4dbf69
 def known_ids(

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 # %% ../nbs/05_gpt2.ipynb #025941d4
 from . import checks, weights
 from .bpe import CharTokenizer, get_encoder, load_tokenizer
-from .model import ACTIVATIONS, GPT, count_params, default_config, resolve_config
+from .model import ACTIVATIONS, GPT, count_params, resolve_config
 from .utils import CfgNode, cli, evaluating, need, pick_device, plain_name, unwrap, write
 from .words import look_up
 
@@ -45,7 +45,7 @@ def read_config(hf: dict) -> CfgNode:  # the contents of a config.json
     if weights.is_old(hf):  # from the first versions of this package, with our own names
         return CfgNode(**{k: v for k, v in hf.items() if k != 'format'})
     weights.check_hf(hf, ACTIVATIONS)
-    c = default_config()
+    c = GPT.get_default_config()
     for ours in vars(c).keys() - {'model_type'}:
         default = HF_DEFAULTS.get(ours, getattr(c, ours))
         value = hf.get(HF_NAMES.get(ours, ours), hf.get(weights.HF_ALIASES.get(ours), default))
