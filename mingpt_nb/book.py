@@ -201,20 +201,31 @@ def read_as_book(
     fold."""
     if cell.cell_type != 'code' or not cell.get('source'):
         return
-    if box := _BOX.search(cell.source):
-        cell.cell_type, cell.source = 'markdown', f'### {box[1]} {{#{box[1].lower()}}}'
+    if boxes := _BOX.findall(cell.source):
+        cell.cell_type, cell.source = 'markdown', _heading(boxes)
         cell.pop('outputs', None)
     else:
         cell.source = re.sub(
             r'^#\| code-(fold: show|summary: "Exported source")\n', '', cell.source, flags=re.M
         )
 
+
+def _heading(names):
+    "One heading for all, with a place to link to for each; a class is named once."
+    first, *others = names
+    places = ''.join(f'<div id="{name.lower()}"></div>\n' for name in others)
+    title = [first]
+    for before, name in zip(names, others):
+        owner, _, method = name.rpartition('.')
+        title.append(method if owner == before.rpartition('.')[0] else name)
+    return f'{places}\n### {", ".join(title)} {{#{first.lower()}}}'.lstrip()
+
 # %% ../nbs/92_book.ipynb #0e238bae
 def headings_first(
     cells,  # of a notebook, changed in place
 ):
     """Move the `show_doc` boxes of a cell's definitions in front of it, in the order in which nbdev
-    made them."""
+    made them, and make them one."""
     boxes = lambda k: _BOX.search(cells[k].get('source') or '')
     for i in range(1, len(cells)):
         name = boxes(i) and re.escape(boxes(i)[1].split('.')[-1])
@@ -226,6 +237,9 @@ def headings_first(
         while k and boxes(k - 1):
             k -= 1
         cells.insert(k, cells.pop(i))
+    for i in reversed(range(1, len(cells))):
+        if boxes(i) and boxes(i - 1):
+            cells[i - 1]['source'] += '\n' + cells.pop(i)['source']
 
 # %% ../nbs/92_book.ipynb #e90f76a4
 _DEF = re.compile(r'^(?:def|class) ([a-zA-Z]\w*)(?:\(self: *(\w+))?', re.MULTILINE)
