@@ -242,7 +242,7 @@ def headings_first(
             cells[i - 1]['source'] += '\n' + cells.pop(i)['source']
 
 # %% ../nbs/92_book.ipynb #e90f76a4
-_DEF = re.compile(r'^(?:def|class) ([a-zA-Z]\w*)(?:\(self: *(\w+))?', re.MULTILINE)
+_DEF = re.compile(r'^(?:def|class) ([a-zA-Z]\w*)(?:\(\s*self: *(\w+))?', re.MULTILINE)
 
 
 @lru_cache

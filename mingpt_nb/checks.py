@@ -490,7 +490,8 @@ def check_batch(
     y,  # (B, T), -1 where nothing is to be predicted
     check_alignment: bool = True,  # warn if y is not x shifted by one?
 ):
-    "`ValueError` if shapes differ; one warning with the first place where `y[t]` is neither `x[t+1]` nor -1."
+    """`ValueError` if shapes differ; one warning with the first place where `y[t]` is neither
+    `x[t+1]` nor -1."""
     if x.shape != y.shape:
         raise ValueError(
             f'x and y must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}'
@@ -501,14 +502,15 @@ def check_batch(
     if len(off):
         b, t = off[0].tolist()
         warnings.warn(
-            f'y is not x shifted by one: in item {b} of the first batch y[{t}]={y[b, t].item()} but x[{t + 1}]='
-            f'{x[b, t + 1].item()}. If that is meant, set check_alignment=False',
+            f'y is not x shifted by one: in item {b} of the first batch y[{t}]={y[b, t].item()} '
+            f'but x[{t + 1}]={x[b, t + 1].item()}. If that is meant, set check_alignment=False',
             stacklevel=3,
         )
 
 # %% ../nbs/95_checks.ipynb #5a4204ce
 class TrainingDiverged(RunError):
-    "Loss, gradient or weights are NaN or infinite. A step whose loss or gradient is so is not taken."
+    """Loss, gradient or weights are NaN or infinite. A step whose loss or gradient is so is not
+    taken."""
 
 
 def diverged(trainer, what, and_so):
@@ -616,8 +618,9 @@ def check_characters(
     tokenizer,  # of the text
     how,  # how to write: prompt, length, temperature, top_k, top_p
 ):
-    """`ConfigError` unless a tenth of the text, which is held out, has room for an item; `ValueError`
-    for a prompt that the text does not know, and for settings that `generate` would refuse."""
+    """`ConfigError` unless a tenth of the text, which is held out, has room for an item;
+    `ValueError` for a prompt that the text does not know, and for settings that `generate` would
+    refuse."""
     if n <= 10 * block_size:
         raise ConfigError(
             f'a text of length {n:,} is too short for block_size={block_size}: '
