@@ -54,8 +54,8 @@ class QuickDropout(nn.Dropout):
 
 # %% ../nbs/98_processes.ipynb #812240c6
 class QuickAttention:
-    """Put before `CausalSelfAttention` in a class: attention that computes its weights while training, unless
-    the context is long and nothing is dropped."""
+    """Put before `CausalSelfAttention` in a class: attention that computes its weights while
+    training, unless the context is long and nothing is dropped."""
 
     def forward(self, x, cache=None, need_weights=False):
         B, T, C = x.shape
@@ -72,7 +72,8 @@ class QuickAttention:
 
 # %% ../nbs/98_processes.ipynb #67fa6134
 class QuickGELU:
-    "Put before `NewGELU` in a class: the exact GELU while training, 0.0005 at most from the form with tanh."
+    """Put before `NewGELU` in a class: the exact GELU while training, 0.0005 at most from the form
+    with tanh."""
 
     def forward(self, x):
         return F.gelu(x) if self.training else super().forward(x)
@@ -108,7 +109,7 @@ def swapped(
 
 # %% ../nbs/98_processes.ipynb #1b553fc2
 def local_device(device: str) -> str:
-    "Join the other processes if `torchrun` or Slurm has started some; returns the device of this one."
+    "Join the other processes if `torchrun` or Slurm has started some; the device of this one."
     env = os.environ
     if 'WORLD_SIZE' not in env or 'MASTER_ADDR' not in env:
         return device
@@ -148,8 +149,8 @@ def tell_once(kind, error, trace):
 
 # %% ../nbs/98_processes.ipynb #87548a6d
 class Processes:
-    """What `trainer` asks about the processes that train its model, the type of its products, and the
-    memory that they have. The trainer has a method `precision` and a config with the fields of chapter 08."""
+    """What `trainer` asks about the processes that train its model, the type of its products, and
+    their memory. The trainer has a method `precision` and the config of chapter 08."""
 
     takes = nn.Module  # models of which FSDP can make a whole copy by their config
 
@@ -196,7 +197,8 @@ class Processes:
 # %% ../nbs/98_processes.ipynb #e1f0a2b4
 @patch
 def ways(self: Processes) -> dict:
-    "On what device, in what type and parts, by how many processes it computes: other ways, other bits."
+    """On what device, in what type and parts, by how many processes it computes: other ways, other
+    bits."""
     c = self.trainer.config
     return dict(
         device=self.kind,
@@ -332,7 +334,8 @@ def _shared(self: Processes):
 
 # %% ../nbs/98_processes.ipynb #960ba437
 def shard(model: nn.Module):
-    "Cut the parameters of a model into slices, one per process, block by block (FSDP2). All start from the values of rank 0."
+    """Cut the parameters of a model into slices, one per process, block by block (FSDP2). All start
+    from the values of rank 0."""
     from torch.distributed.fsdp import fully_shard
 
     for t in (*model.parameters(), *model.buffers()):
@@ -346,7 +349,8 @@ def shard(model: nn.Module):
 # %% ../nbs/98_processes.ipynb #1e432cde
 @patch
 def wrap(self: Processes) -> nn.Module:
-    "What a step calls: the model, compiled if that is wanted, and shared between the processes if there are some."
+    """What a step calls: the model, compiled if that is wanted, and shared between the processes if
+    there are some."""
     c, model = self.trainer.config, self.trainer.model
     if c.parallel == 'fsdp' and self.scaler.is_enabled():
         raise ConfigError("parallel='fsdp' cannot scale float16 gradients: use bfloat16 or float32")
@@ -373,7 +377,8 @@ def in_ddp(self: Processes) -> bool:
 
 @patch
 def check_wrappers(self: Processes):
-    "`ConfigError` for a model that is cut in slices already, or whose wrapper does not go with `parallel`."
+    """`ConfigError` for a model that is cut in slices already, or whose wrapper does not go with
+    `parallel`."""
     model = self.trainer.model
     outside = [self.given[0], *model.modules()]
     cut = any('_fsdp_wrapped_module' in m._modules for m in outside)
@@ -405,7 +410,8 @@ def syncing(self: Processes, last: bool):  # a context manager
 
 # %% ../nbs/98_processes.ipynb #0a9ed135
 def whole(t):
-    "The entire tensor of which each process holds a slice, on the CPU; all must ask. Other things are returned as they are."
+    """The entire tensor of which each process holds a slice, on the CPU; all must ask. Other things
+    are returned as they are."""
     return t.full_tensor().cpu() if isinstance(t, DTensor) else t
 
 
@@ -470,7 +476,8 @@ def clip(self: Processes, limit: float) -> float:
 
 @patch
 def step(self: Processes):
-    "One step of the optimizer; none if a gradient in float16 overflowed, and then the scale is halved."
+    """One step of the optimizer; none if a gradient in float16 overflowed, and then the scale is
+    halved."""
     try:
         self.scaler.step(self.trainer.optimizer)
     except torch.OutOfMemoryError as e:
@@ -559,7 +566,8 @@ def random_state(self: Processes, state=None):
 # %% ../nbs/98_processes.ipynb #1ac5e4f0
 @patch
 def total_loss(self: Processes, x, y) -> float:
-    "The sum of the losses of all targets of a batch, without gradients, in as many parts as fit into memory."
+    """The sum of the losses of all targets of a batch, without gradients, in as many parts as fit
+    into memory."""
     while True:
         total, n = 0.0, min(self.eval_parts, len(x))
         try:

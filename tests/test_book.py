@@ -155,6 +155,8 @@ VARIES = {
     '06_chargpt 0296f4ae': 'losses of two training runs',
     '06_chargpt 2d149b41': 'the best steps of two training runs',
     '06_chargpt 0be26fbd': 'losses of a training run',
+    '08_scaling 48bf20e2': 'what rounding in small types does to logits',
+    '08_scaling a0e6f0b4': 'four training runs',
     '91_data 5c1d6399': 'the loss after twenty steps',
 }
 
