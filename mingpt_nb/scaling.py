@@ -17,13 +17,13 @@ from torch import nn
 
 # %% ../nbs/08_scaling.ipynb #f2bc56d6
 from .attention import CausalSelfAttention
-from .checkpoints import Alone
 from .checkpoints import Trainer as KeptTrainer
 from .checkpoints import default_config as kept_config
 from .checks import check_finite, check_weights
 from .data import Items, step_loader
 from .model import GPT, NewGELU
 from .processes import Processes, local_device, peak, quick_layers, swapped
+from .runs import Alone
 from .trainer import StepBatches
 from .utils import CfgNode, ConfigError, pick_dtype
 

@@ -26,21 +26,14 @@ from safetensors.torch import load_file, save_file
 
 import mingpt_nb.checkpoints
 from mingpt_nb import scaling
-from mingpt_nb.checkpoints import (
-    CheckpointError,
-    OtherRun,
-    check,
-    checkpoints,
-    find_model,
-    held_out_loss,
-    prune,
-)
 from mingpt_nb.checks import TrainingDiverged
 from mingpt_nb.data import DataError
 from mingpt_nb.gpt2 import load_pretrained, save_pretrained
 from mingpt_nb.model import GPT
+from mingpt_nb.runs import CheckpointError, OtherRun, check, prune
 from mingpt_nb.scaling import Trainer
 from mingpt_nb.utils import ConfigError, FolderInUse, cli, hold, set_seed
+from mingpt_nb.weights import checkpoints, find_model, held_out_loss
 
 if os.name != 'nt':
     import pty

@@ -13,11 +13,12 @@ from pathlib import Path
 import processes
 import pytest
 
-from mingpt_nb import adder, chargpt, checkpoints
+from mingpt_nb import adder, chargpt
 from mingpt_nb.bpe import CharTokenizer
 from mingpt_nb.gpt2 import load
 from mingpt_nb.model import GPT
 from mingpt_nb.utils import ConfigError, cli
+from mingpt_nb.weights import checkpoints, find_model
 
 ROOT = Path(__file__).parent.parent
 TEXT = 'It was the best of times, it was the worst of times. Ça alors! ' * 40
@@ -284,7 +285,7 @@ def test_home_in_a_program(here):
 def test_any_folder_of_a_run_writes(here, capsys):
     "The work folder of chargpt, its checkpoints, its model."
     cli([*CHARGPT, 't.txt', '--trainer.checkpoint_every=1', '--trainer.work_dir=out'])
-    newest = checkpoints.checkpoints('out')[-1]
+    newest = checkpoints("out")[-1]
     for folder in 'out', newest, Path('out', 'model'):
         capsys.readouterr()
         cli(['generate', f'--model={folder}', '--max_new_tokens=3', 'to be'])
@@ -301,7 +302,7 @@ def test_checkpoints_at_home(here, capsys):
     trainer.load_checkpoint('~/run/checkpoints/step-00000001')
     assert (
         trainer.save_checkpoint('~/copy') == here / 'home' / 'copy'
-        and checkpoints.find_model('~/run')
+        and find_model('~/run')
         and (here / 'home' / 'copy' / 'SHA256SUMS').exists()
     )
     for wrong in 5, ['a']:

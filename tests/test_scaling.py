@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from processes import finish
 
-from mingpt_nb.checkpoints import OtherRun, checkpoints
 from mingpt_nb.gpt2 import load_pretrained
 from mingpt_nb.model import GPT
+from mingpt_nb.runs import OtherRun
 from mingpt_nb.scaling import Trainer
 from mingpt_nb.utils import set_seed
+from mingpt_nb.weights import checkpoints
 
 torchrun = pytest.mark.skipif(
     os.name == 'nt' or not dist.is_available() or not dist.is_gloo_available(),

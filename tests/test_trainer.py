@@ -14,13 +14,13 @@ from torch import nn
 
 from mingpt_nb.bpe import CharTokenizer
 from mingpt_nb.chargpt import CharDataset
-from mingpt_nb.checkpoints import checkpoints
 from mingpt_nb.data import TokenDataset, write_tokens
 from mingpt_nb.gpt2 import load_pretrained, save_pretrained
 from mingpt_nb.model import GPT
 from mingpt_nb.scaling import Trainer
 from mingpt_nb.trainer import batch_indices
 from mingpt_nb.utils import CfgNode, cli, set_seed
+from mingpt_nb.weights import checkpoints
 
 
 def test_batches_are_the_same_in_every_process():
