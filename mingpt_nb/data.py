@@ -716,8 +716,6 @@ class TokenDataset:
 
     def __getitems__(self, starts):
         "The batch (x, y) of windows that begin at `starts`: LongTensors (B, block_size)."
-        import torch
-
         places = np.asarray(starts)[:, None] + np.arange(self.block_size + 1)  # (B, 1) + (T + 1,)
         block = torch.from_numpy(self.ids[places].astype(np.int64))  # (B, T + 1)
         return block[:, :-1], block[:, 1:]

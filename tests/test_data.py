@@ -307,10 +307,10 @@ def test_killed_in_the_middle(serve, cache, how):
     assert first[1] is None and int(second[1][6:-1]) >= 30_000
 
 
-def test_no_torch_and_nothing_fetched_on_import(cache):
-    job = python('import sys, mingpt_nb.data as d; d.english(); print(*sys.modules)')
+def test_nothing_is_fetched_on_import(cache):
+    job = python('import mingpt_nb.data as d; d.english()')
     out, err = job.communicate(timeout=60)
-    assert job.returncode == 0 and not err and 'torch' not in out.split() and not cache.exists()
+    assert job.returncode == 0 and not err and not out and not cache.exists()
 
 
 def test_english_is_the_same_in_every_process():
