@@ -27,7 +27,7 @@ CELLS = (
     'class SortDataset:',
     'train, test = SortDataset(',
     'def new_model(',
-    'c = Trainer.get_default_config()\nc.max_iters, c.learning_rate, c.lr_schedule',
+    'c = Trainer.get_default_config()\nc.merge_from_dict(dict(max_iters=1000',
 )
 
 
