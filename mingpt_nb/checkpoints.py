@@ -66,7 +66,8 @@ logger = logging.getLogger(__name__)
 def rng_state(
     device: str = 'cpu',  # the trainer's
 ) -> dict:
-    "The states of the generators of Python, NumPy and torch, and of the GPU if `device` is one; made of lists, numbers and strings."
+    """The states of the generators of Python, NumPy and torch, and of the GPU if `device` is one;
+    made of lists, numbers and strings."""
     kind, keys, *rest = np.random.get_state()
     return dict(
         python=random.getstate(),
@@ -262,7 +263,7 @@ def check_same_run(trainer, folder, state):
 
 # %% ../nbs/07_checkpoints.ipynb #a6db2a55
 def read_all(trainer, folder) -> tuple:  # (state, weights)
-    "All that `load` needs, looked at from all sides. `CheckpointError` names the file that cannot be."
+    "All that `load` needs, looked at from all sides. `CheckpointError` names what cannot be."
     check(folder)
     state = read_state(folder)
     check_same_run(trainer, folder, state)
@@ -336,7 +337,7 @@ def resume(trainer) -> bool:  # was there one?
 
 # %% ../nbs/07_checkpoints.ipynb #f7c577f1
 def begin(trainer):
-    "What comes before the first step: resume, if that is wanted, and `settle`. See `Trainer.begin`."
+    "What comes before the first step: resume, if that is wanted, and `settle`."
     if trainer.home == str(trainer.config.work_dir):
         return  # it has begun
     trainer.resumed = trainer.iter_num == 0 and resume(trainer)
@@ -345,7 +346,8 @@ def begin(trainer):
 
 # %% ../nbs/07_checkpoints.ipynb #89fab1b4
 class Guard(Signals):
-    "Stands by while `trainer` runs: metrics.jsonl, checkpoints, and an end between two steps when a signal asks for it."
+    """Stands by while `trainer` runs: metrics.jsonl, checkpoints, and an end between two steps when
+    a signal asks for it."""
 
     def __init__(self, trainer):
         super().__init__()
@@ -366,7 +368,7 @@ class Guard(Signals):
 # %% ../nbs/07_checkpoints.ipynb #45a1e799
 @patch
 def write_rows(self: Guard):
-    "Append the rows of the history that metrics.jsonl lacks; if the disk is full, after another step."
+    "Append the rows that metrics.jsonl lacks; if the disk is full, after another step."
     metrics = self.trainer.metrics
     if not (metrics and self.config.work_dir) or metrics.rows == len(self.trainer.history):
         return
@@ -381,7 +383,8 @@ def write_rows(self: Guard):
 
 @patch
 def keep(self: Guard, last: bool = False):
-    "Save a checkpoint, and delete what it makes superfluous. What fails is an error only if it was the `last`."
+    """Save a checkpoint, and delete what it makes superfluous. What fails is an error only if it
+    was the `last`."""
     self.trainer.check_weights()
     try:
         save(self.trainer)
@@ -490,7 +493,7 @@ class Keeper:
 
 # %% ../nbs/07_checkpoints.ipynb #6360a79f
 def default_config() -> CfgNode:
-    "What `Trainer.get_default_config` returns: that of chapter 03 and what this chapter adds, frozen."
+    "What `Trainer.get_default_config` returns: that of chapter 03, and more; frozen."
     return (
         plain_config()
         .extend(
@@ -507,7 +510,8 @@ def default_config() -> CfgNode:
 
 
 class Trainer(PlainTrainer):
-    "The trainer of chapter 03, whose runs can be cut off and go on. `FolderInUse` if another run works in `config.work_dir`."
+    """The trainer of chapter 03, whose runs can be cut off and go on. `FolderInUse` if another run
+    works in `config.work_dir`."""
 
     get_default_config = staticmethod(default_config)
 
@@ -530,7 +534,7 @@ class Trainer(PlainTrainer):
             begin(self)
 
     def save_checkpoint(self, folder=None):  # default: step-00000100, or the like, in `work_dir`
-        """Write everything that the rest of the run depends on into `folder`, at once or not at all;
+        """Write all that the rest of the run depends on into `folder`, at once or not at all;
         returns its path. `CheckpointError` for a folder that holds anything but a checkpoint."""
         if folder is None and self.home != str(self.config.work_dir):
             with hold(self.config.work_dir):

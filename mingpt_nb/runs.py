@@ -184,7 +184,7 @@ class Metrics:
 
 # %% ../nbs/97_runs.ipynb #58dc9208
 def past(folder, state: dict) -> list:  # of rows
-    "The history of a checkpoint. If metrics.jsonl is not where it was, a warning, and what is known."
+    "The history of a checkpoint; if metrics.jsonl has moved, a warning, and what is known."
     folder, n = Path(folder), state['rows']
     if not n:
         return state['history']
@@ -266,7 +266,7 @@ class Alone:
         self.trainer.optimizer.load_state_dict(state)
 
     def read_weights(self, file, rename) -> dict:  # name: tensor
-        "Weights from a safetensors file. `ValueError` unless they are those of the model, with the same shapes."
+        "Weights from a safetensors file. `ValueError` unless they are the model's, in its shapes."
         try:
             found = dict(filter(None, itertools.starmap(rename, load_file(file).items())))
         except SafetensorError as e:
@@ -379,7 +379,7 @@ def read_state(folder) -> dict:
 
 
 def read_optimizer(file):
-    "The state dict in optimizer.pt. `CheckpointError` if it is damaged, or holds more than numbers."
+    "The state dict in optimizer.pt. `CheckpointError` if damaged, or more than numbers."
     try:
         return torch.load(file, map_location='cpu', weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
@@ -391,7 +391,7 @@ def read_optimizer(file):
 
 # %% ../nbs/97_runs.ipynb #ef1b8e4c
 def check_optimizer(optimizer, state):
-    "`ValueError` unless `state` is a state dict for it: its groups, and tensors as large as its weights."
+    "`ValueError` unless `state` is a state dict for it: its groups, tensors as its weights."
     if hasattr(optimizer, 'optimizers'):  # several as one, chapter 06
         if len(state['optimizers']) != len(optimizer.optimizers):
             raise ValueError('another number of optimizers')
@@ -464,7 +464,7 @@ LEAVES = 'metrics.jsonl', 'model', 'training.png', 'config.json', 'args.txt'
 
 
 def set_aside(work_dir, move, copy=()) -> Path:
-    "Put these files and folders of a work folder under the same names into set-aside-1, -2, ... in it."
+    "Put these files and folders of a work folder, with their names, into set-aside-1, -2, ...."
     n = 1
     while (aside := Path(work_dir, f'set-aside-{n}')).exists():
         n += 1
@@ -529,8 +529,8 @@ class Signals:
         self.signal, self.handlers = None, {}  # what came; what was there before
 
     def catch_signals(self):
-        """Take a note of SIGINT (Ctrl-C), SIGTERM and SIGHUP from now on. Only the main thread may, and
-        what was ignored stays so."""
+        """Take a note of SIGINT (Ctrl-C), SIGTERM and SIGHUP from now on. Only the main thread may,
+        and what was ignored stays so."""
         with contextlib.suppress(ValueError):  # what signal.signal raises in other threads
             for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
                 s = getattr(signal, name, None)  # Windows has no SIGHUP
@@ -587,7 +587,8 @@ def explain_death(trainer, died: str, error):
 
 # %% ../nbs/97_runs.ipynb #0ab23005
 class TensorBoard:
-    "Callback: the rows of the history as curves, for `tensorboard --logdir FOLDER`. `ImportError` says how to install it."
+    """Callback: the rows of the history as curves, for `tensorboard --logdir FOLDER`. `ImportError`
+    says how to install it."""
 
     def __init__(self, folder):
         need('tensorboard', 'tensorboard')
