@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mingpt_nb import bpe, words
 from mingpt_nb.files import TOKENIZER_FILES
-from mingpt_nb.words import DATA, SHA256, read_data, split_words, unicode_ranges
+from mingpt_nb.words import DATA, SHA256, english, read_data, split_words, unicode_ranges
 
 try:
     import tiktoken
@@ -144,9 +144,7 @@ def peer(enc):
 
 @pytest.fixture(scope='module')
 def manual():
-    from pydoc_data.topics import topics
-
-    return '\n'.join(topics.values())
+    return english()
 
 
 # ---- the same ids as the others ------------------------------------------------------------------

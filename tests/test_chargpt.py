@@ -117,7 +117,7 @@ def test_without_a_network_it_says_so_and_goes_on(tmp_path):
         ),
     )
     assert (
-        'pydoc_data.topics' in out
+        'the manual of Python' in out
         and 'tinyshakespeare.txt' in out
         and 'lowest held-out loss' in out
     )
