@@ -7,8 +7,9 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/utils.html.md"""
 # %% auto #0
 __all__ = ['WRAPPERS', 'COMMANDS', 'patch', 'ConfigError', 'RunError', 'as_python', 'plain', 'CfgNode', 'parse_value', 'set_seed',
            'make_folder', 'setup_logging', 'FolderInUse', 'hold', 'layers', 'unwrap', 'plain_name', 'pick_device',
-           'most_workers', 'machine_memory', 'pick_dtype', 'evaluating', 'need', 'first_to_fail', 'write', 'mute',
-           'say', 'Bar', 'cpu_threads', 'started', 'prepare', 'save_plot', 'RunBar', 'Best', 'Joint', 'cli']
+           'most_workers', 'machine_memory', 'pick_dtype', 'evaluating', 'decay_groups', 'cache_kind', 'need',
+           'first_to_fail', 'write', 'mute', 'say', 'Bar', 'cpu_threads', 'started', 'prepare', 'save_plot', 'RunBar',
+           'Best', 'Joint', 'cli']
 
 # %% ../nbs/90_utils.ipynb #2ac5c824
 import builtins
@@ -596,6 +597,24 @@ def _restore(modes):
         modes[0][0].train(modes[0][1])  # it may have a `train` of its own
     for m, mode in modes:
         m.training = mode
+
+# %% ../nbs/90_utils.ipynb #5e0c7b02
+def decay_groups(
+    model,  # a torch Module
+):  # -> (decayed, not decayed)
+    "Two lists of parameters: matrices of linear layers; all others, a tied embedding among them."
+    linear = {m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    tables = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    decayed = [p for p in model.parameters() if p in linear - tables]
+    return decayed, [p for p in model.parameters() if p not in linear - tables]
+
+# %% ../nbs/90_utils.ipynb #5e0c7b06
+def cache_kind(
+    weight,  # one of the model's tensors
+) -> dict:  # device and dtype
+    "Where a cache of this model lies, and of what numbers: on a CPU float32, else its own."
+    dtype = torch.float32 if weight.device.type == 'cpu' else weight.dtype
+    return dict(device=weight.device, dtype=dtype)
 
 # %% ../nbs/90_utils.ipynb #d0cb4b7a
 def need(

@@ -246,6 +246,7 @@ def fit_names(
     model,  # a `GPT`, whose modules may be wrapped
     state_dict: dict,  # changed: it is `load_state_dict`'s own copy
     prefix: str = '',  # of the model's names in it
+    *_,  # what torch tells a hook besides
 ):
     """Give the weights the names that they have in `model`, whatever is wrapped there or here.
     `ValueError` for a name that comes twice, or for two matrices where the model has one."""
