@@ -24,8 +24,7 @@ import torch
 from processes import finish
 from safetensors.torch import load_file, save_file
 
-import mingpt_nb.checkpoints
-from mingpt_nb import scaling
+from mingpt_nb import runs, scaling
 from mingpt_nb.checks import TrainingDiverged
 from mingpt_nb.data import DataError
 from mingpt_nb.gpt2 import load_pretrained, save_pretrained
@@ -43,7 +42,7 @@ posix = pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
 
 PROGRAM = '''
 import hashlib, sys, torch
-import mingpt_nb.checkpoints as checkpoints
+from mingpt_nb import runs
 from mingpt_nb.model import GPT
 from mingpt_nb.scaling import Trainer
 from mingpt_nb.utils import set_seed
@@ -65,9 +64,9 @@ def main():
     t.merge_from_dict(dict(work_dir='out', checkpoint_every=5, resume='auto'))
     t.merge_from_args(sys.argv[1:])
     trainer = Trainer(t, GPT(c), Noisy())
-    real = checkpoints.write_folder
+    real = runs.write_folder
     def told(*args): print('saving', flush=True); real(*args); print('saved', flush=True)
-    checkpoints.write_folder = told
+    runs.write_folder = told
     trainer.add_callback('on_batch_end', lambda t: print('step', t.iter_num, flush=True))
     trainer.run()
     weights = b''.join(p.detach().numpy().tobytes() for p in trainer.model.parameters())
@@ -388,8 +387,8 @@ def test_a_worker_that_ends_while_the_last_checkpoint_is_saved_raises_nothing(
         os.kill(os.getpid(), signal.SIGCHLD)
         return write_folder(*args, **kwargs)
 
-    write_folder = mingpt_nb.checkpoints.write_folder
-    monkeypatch.setattr(mingpt_nb.checkpoints, 'write_folder', slow)
+    write_folder = runs.write_folder
+    monkeypatch.setattr(runs, 'write_folder', slow)
     t = trainer(tmp_path)
     t.add_callback(
         'on_batch_end', lambda t: t.iter_num == 2 and os.kill(os.getpid(), signal.SIGTERM)
