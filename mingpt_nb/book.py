@@ -7,8 +7,9 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/book.html.md"""
 # %% auto #0
 __all__ = ['COLORS', 'STYLE', 'DASHES', 'subplots', 'line_chart', 'bar_chart', 'flow_chart', 'heat_map', 'read_as_book',
            'headings_first', 'definitions', 'link_names', 'page_links', 'BookPage', 'mathml', 'make_local',
-           'fit_screens', 'finish_site', 'same_output', 'claims', 'out_of_range', 'output_change', 'printed',
-           'changed_outputs', 'check_outputs', 'check_varies', 'cpu_name', 'sign', 'to_markdown', 'main', 'plot_run']
+           'fit_screens', 'finish_site', 'same_output', 'claims', 'out_of_range', 'output_change', 'skip_without',
+           'was_skipped', 'printed', 'changed_outputs', 'check_outputs', 'check_varies', 'count_skipped', 'cpu_name',
+           'sign', 'to_markdown', 'main', 'plot_run']
 
 # %% ../nbs/92_book.ipynb #27b83cc2
 import bz2
@@ -480,6 +481,36 @@ def output_change(
     same = len(old.splitlines()) == len(new.splitlines()) and same_output(old, new)
     return '' if same else 'another form'
 
+# %% ../nbs/92_book.ipynb #b82a734e
+_SKIPPED = 'Not run: this cell needs {}, which is not in the cache; `make weights` fetches it.'
+_NEEDS = re.compile(r'^#\| *needs: *(\w+) *$', re.M)
+
+
+def skip_without(
+    name: str,  # as in `#| needs: NAME`
+    found,  # None: it is missing
+    shell=None,  # default: the one that runs this notebook
+):
+    "Cells of this notebook that need what is missing are not run, and print why."
+    shell = shell or need('IPython', 'dev').get_ipython()
+
+    def skip(lines):
+        if name in _NEEDS.findall(''.join(lines)):
+            return [f'print({_SKIPPED.format(name)!r})\n']
+        return lines
+
+    if found is None and shell:
+        shell.input_transformers_cleanup.append(skip)
+
+
+def was_skipped(cell) -> bool:
+    "Does a cell of an executed notebook say that it was not run?"
+    needs = _NEEDS.findall(''.join(cell['source'])) if cell else []
+    said = (
+        [''.join(out.get('text', [])).strip() for out in cell.get('outputs', [])] if needs else []
+    )
+    return any(_SKIPPED.format(name) in said for name in needs)
+
 # %% ../nbs/92_book.ipynb #92a1c0e1
 def printed(
     cell: dict,  # of a notebook
@@ -509,7 +540,7 @@ def changed_outputs(
     for id, cell in _cells(page).items():
         old, new = printed(cell), printed(now.get(id, {}))
         wrong = output_change(old, new, claims(cell))
-        if wrong:
+        if wrong and not was_skipped(now.get(id)):
             found.append((id, old, new, wrong))
     return found
 
@@ -551,6 +582,20 @@ def check_varies(
                 count += 1
     if count:
         sys.exit(f"{count} cells need no 'varies'")
+
+# %% ../nbs/92_book.ipynb #23b1e18b
+def count_skipped(
+    runs,  # folder of executed notebooks
+):
+    "Print how many cells were not run, and for want of what."
+    count, names = 0, set()
+    for path in sorted(Path(runs).glob('*.ipynb')):
+        for cell in _cells(path).values():
+            if was_skipped(cell):
+                count += 1
+                names.update(_NEEDS.findall(''.join(cell['source'])))
+    why = f', for want of {", ".join(sorted(names))}: see make weights' if count else ''
+    print(f'{count} cells skipped{why}')
 
 # %% ../nbs/92_book.ipynb #92a1c0e9
 def cpu_name() -> str:
@@ -605,13 +650,14 @@ def _code_and_outputs(source, outputs):
 
 # %% ../nbs/92_book.ipynb #cd98fcba
 def main(
-    command: str,  # readme, finish, check, needed or sign
+    command: str,  # readme, finish, check, needed, skipped or sign
     *paths,  # of what it reads and writes
 ):
-    "Write the front page as README, finish the site, check outputs, or note the processor."
+    "Write the front page as README, finish the site, look at outputs, or note the processor."
     if command == 'readme':
         return Path(paths[1]).write_text(to_markdown(paths[0]), encoding='utf-8')
-    commands = {'finish': finish_site, 'check': check_outputs, 'needed': check_varies, 'sign': sign}
+    commands = {'finish': finish_site, 'check': check_outputs, 'needed': check_varies}
+    commands |= {'sign': sign, 'skipped': count_skipped}
     return commands[command](*paths)
 
 # %% ../nbs/92_book.ipynb #c28ad303

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mingpt_nb.book import BookPage, claims, out_of_range, printed, to_markdown
+from mingpt_nb.book import BookPage, claims, out_of_range, printed, to_markdown, was_skipped
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = [
@@ -93,6 +93,12 @@ def test_outputs_are_saved_and_hold_no_error(path):
     assert not [o for c in cells for o in c.outputs if o.get('name') == 'stderr'], (
         f'{path.name}: a warning on the page'
     )
+
+
+@pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
+def test_pages_are_made_where_nothing_is_missing(path):
+    skipped = [c.id for c in nbformat.read(path, 4).cells if was_skipped(c)]
+    assert not skipped, "run 'make weights', then 'make outputs'"
 
 
 def test_all_names_exist():
