@@ -163,6 +163,8 @@ VARIES = {
     '06_chargpt 0be26fbd': 'losses of a run with Muon, in bfloat16 where fast',
     '08_scaling 48bf20e2': 'what rounding in small types does to logits',
     '08_scaling a0e6f0b4': 'four training runs',
+    '09_speed 01f65ae0': 'which ways to multiply a processor likes',
+    '09_speed d59f800f': 'which ways to multiply a processor likes',
     '91_data 5c1d6399': 'the loss after twenty steps',
 }
 
