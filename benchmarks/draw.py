@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from mingpt_nb.book import COLORS, subplots
+from mingpt_nb.data import bits_per_character
 from mingpt_nb.utils import need
 
 
@@ -88,6 +89,39 @@ def expectations(rows, names):
         ['', 'steps of a batch', 'seconds', 'loss at first', 'at the end', 'right', 'it writes'],
         lines,
     )
+
+
+def character_steps(rows):
+    "A step of chapter 06, each row with one change more than the row above it."
+    lines = [['plain loop', number(rows[0]['theirs']), '']]
+    for r in rows:
+        what = r['what'].removeprefix('character step, ')
+        lines.append([f'+ {what}', number(r['ours']), f"{r['ratio']:.2f}"])
+    return table(['', 'ms per step', 'times as fast'], lines)
+
+
+def character_losses(rows):
+    "Whole runs of chapter 06: a plain loop, and Muon, with several seeds each."
+    lines = []
+    for what in 'plain loop', 'Muon':
+        mine = [r for r in rows if r['what'] == what]
+        seconds = ', '.join(f"{r['wall_s']:.0f}" for r in mine)
+        losses = ', '.join(f"{r['held_loss']:.3f}" for r in mine)
+        lines.append([what, mine[0]['lr'], mine[0]['steps'], seconds, losses])
+    return table(['', 'learning rate', 'steps', 'seconds', 'held-out loss'], lines)
+
+
+def character_sizes(rows):
+    "What models of three sizes reach in the same steps, and a line that each writes."
+    lines = []
+    for r in rows:
+        written = r['text'].removeprefix('ROMEO:').splitlines()
+        loss, bits = r['held_loss'], bits_per_character(r['held_loss'])
+        first = next(line for line in written if line.strip())
+        size = f"{r['params']:,}", f"{r['cpu_s']:.0f}"
+        lines.append([r['what'], *size, f'{loss:.3f}', f'{bits:.2f}', first])
+    head = ['model', 'parameters', 'seconds', 'held-out loss', 'bits per character', 'it writes']
+    return table(head, lines)
 
 
 def number(v):
