@@ -23,7 +23,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from common import cpu_name
+from mingpt_nb.book import cpu_name
 
 HERE = Path(__file__).parent
 PLAN = {

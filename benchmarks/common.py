@@ -12,31 +12,13 @@ import json
 import multiprocessing
 import os
 import platform
-import re
 import statistics
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 OURS = 'mingpt_nb'
 CLOCK = time.perf_counter
-
-
-def cpu_name():
-    "What the maker calls the processor."
-    try:
-        found = re.search(r'^model name\s*: (.+)$', Path('/proc/cpuinfo').read_text(), re.M)
-    except OSError:
-        found = None
-    if found:
-        return found[1].strip()
-    if platform.system() == 'Darwin':
-        return subprocess.run(
-            ['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True
-        ).stdout.strip()
-    return platform.processor() or platform.machine()
 
 
 def seconds(f, clock=None):

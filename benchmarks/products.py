@@ -14,8 +14,10 @@ command does. A ratio below 1 means that the other way is the faster one.
 import platform
 
 import torch
-from common import OURS, alternate, cpu_name, main, ratios
+from common import OURS, alternate, main, ratios
 from torch.nn import functional as F
+
+from mingpt_nb.book import cpu_name
 
 
 def stored_in_out(x, weight, bias=None):

@@ -31,6 +31,8 @@ STRICT = re.findall(
     '"(error|default:.*)",', (ROOT / 'pyproject.toml').read_text(encoding='utf-8')
 )  # filters of warnings
 PYTHON = [sys.executable, *(word for filter in STRICT for word in ('-W', filter))]
+#: what a command that trains leaves in its folder
+LEFT = ['args.txt', 'config.json', 'metrics.jsonl', 'model', 'training.png']
 ENV = {
     'OMP_NUM_THREADS': '1',
     'MPLBACKEND': 'agg',

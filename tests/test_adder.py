@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import ROOT, run
+from processes import LEFT, ROOT, run
 from torch.utils.data import DataLoader
 
 from mingpt_nb.adder import AdditionDataset, add, add_columns, draw_questions, is_test
@@ -36,13 +36,7 @@ def short_run(tmp_path_factory):
 
 def test_command_trains_and_writes(short_run):
     folder, out = short_run
-    assert sorted(p.name for p in folder.iterdir()) == [
-        'args.txt',
-        'config.json',
-        'metrics.jsonl',
-        'model',
-        'training.png',
-    ]
+    assert sorted(p.name for p in folder.iterdir()) == LEFT
     assert (
         'of 20 held-out problems right' in out and out.count(' right\n') + out.count('WRONG') == 10
     )
