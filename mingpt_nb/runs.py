@@ -7,8 +7,8 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/runs.html.md"""
 # %% auto #0
 __all__ = ['logger', 'FILES', 'FREE', 'ROUNDING', 'LEAVES', 'sync', 'CheckpointError', 'read_sums', 'check_target', 'discard',
            'write_folder', 'check', 'read_rows', 'Metrics', 'rows_beside', 'short_history', 'past', 'first_does',
-           'size_of', 'save_other', 'Alone', 'read_state', 'read_optimizer', 'fitting', 'replacing', 'needs_optimizer',
-           'read_weights', 'check_optimizer', 'OtherRun', 'differences', 'data_print', 'check_same_run', 'prune',
+           'size_of', 'save_other', 'Alone', 'read_state', 'check_optimizer', 'read_optimizer', 'fitting', 'replacing',
+           'needs_optimizer', 'read_weights', 'OtherRun', 'differences', 'data_print', 'check_same_run', 'prune',
            'set_aside', 'set_aside_later', 'settle', 'tidy', 'Signals', 'mute_closed', 'WorkerDied', 'death',
            'explain_death', 'Guard', 'TensorBoard']
 
@@ -414,7 +414,53 @@ def read_state(folder) -> dict:
         )
     return state
 
+# %% ../nbs/97_runs.ipynb #ef1b8e4c
+def check_optimizer(optimizer, state):
+    "`ValueError` unless `state` is a state dict for it: its groups, tensors as its weights."
+    if hasattr(optimizer, 'optimizers'):  # several as one, chapter 06
+        if len(state['optimizers']) != len(optimizer.optimizers):
+            raise ValueError('another number of optimizers')
+        for one, its in zip(optimizer.optimizers, state['optimizers']):
+            check_optimizer(one, its)
+    elif type(optimizer).__module__.startswith(('torch.optim', 'mingpt_nb')):  # others know best
+        ours, theirs = optimizer.param_groups, state['param_groups']
+        if [len(g['params']) for g in ours] != [len(g['params']) for g in theirs]:
+            raise ValueError('other groups of weights')
+        for a, b in zip(ours, theirs):
+            _check_group(a, b)
+        names = itertools.chain(*(g['params'] for g in theirs))
+        _check_tensors(
+            dict(zip(names, itertools.chain(*(g['params'] for g in ours)))), state['state']
+        )
 
+
+def _numbers(v):
+    return type(v) in (int, float) or isinstance(v, tuple) and all(map(_numbers, v))
+
+
+def _check_group(ours, theirs):
+    for key, v in ours.items():
+        if _numbers(v) and not _numbers(theirs.get(key)):
+            raise ValueError(f'{key} cannot be {theirs.get(key)!r}')
+
+
+def _check_tensors(weights, state):
+    for name, numbers in state.items():
+        if name not in weights:
+            raise ValueError(f'weight {name!r} is in no group')
+        for key in numbers.keys() & _AVERAGES:
+            t = numbers[key]
+            if t is not None and t.shape != weights[name].shape:
+                raise ValueError(
+                    f'{key} of weight {name} has shape {tuple(t.shape)}, '
+                    f'not {tuple(weights[name].shape)}'
+                )
+
+
+#: what Adam, SGD and Muon keep, as large as the weight
+_AVERAGES = {'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum', 'momentum_buffer'}
+
+# %% ../nbs/97_runs.ipynb #97a00011
 def read_optimizer(file, optimizer):
     """The state dict in optimizer.pt. `CheckpointError` if it is damaged, holds more than numbers,
     or does not fit `optimizer`."""
@@ -478,52 +524,6 @@ def read_weights(
         return engine.read_weights(folder / 'model.safetensors', rename)
     except ValueError as e:
         raise CheckpointError(str(e)) from e
-
-# %% ../nbs/97_runs.ipynb #ef1b8e4c
-def check_optimizer(optimizer, state):
-    "`ValueError` unless `state` is a state dict for it: its groups, tensors as its weights."
-    if hasattr(optimizer, 'optimizers'):  # several as one, chapter 06
-        if len(state['optimizers']) != len(optimizer.optimizers):
-            raise ValueError('another number of optimizers')
-        for one, its in zip(optimizer.optimizers, state['optimizers']):
-            check_optimizer(one, its)
-    elif type(optimizer).__module__.startswith(('torch.optim', 'mingpt_nb')):  # others know best
-        ours, theirs = optimizer.param_groups, state['param_groups']
-        if [len(g['params']) for g in ours] != [len(g['params']) for g in theirs]:
-            raise ValueError('other groups of weights')
-        for a, b in zip(ours, theirs):
-            _check_group(a, b)
-        names = itertools.chain(*(g['params'] for g in theirs))
-        _check_tensors(
-            dict(zip(names, itertools.chain(*(g['params'] for g in ours)))), state['state']
-        )
-
-
-def _numbers(v):
-    return type(v) in (int, float) or isinstance(v, tuple) and all(map(_numbers, v))
-
-
-def _check_group(ours, theirs):
-    for key, v in ours.items():
-        if _numbers(v) and not _numbers(theirs.get(key)):
-            raise ValueError(f'{key} cannot be {theirs.get(key)!r}')
-
-
-def _check_tensors(weights, state):
-    for name, numbers in state.items():
-        if name not in weights:
-            raise ValueError(f'weight {name!r} is in no group')
-        for key in numbers.keys() & _AVERAGES:
-            t = numbers[key]
-            if t is not None and t.shape != weights[name].shape:
-                raise ValueError(
-                    f'{key} of weight {name} has shape {tuple(t.shape)}, '
-                    f'not {tuple(weights[name].shape)}'
-                )
-
-
-#: what Adam, SGD and Muon keep, as large as the weight
-_AVERAGES = {'exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum', 'momentum_buffer'}
 
 # %% ../nbs/97_runs.ipynb #7a28fdc5
 class OtherRun(CheckpointError):
