@@ -698,7 +698,7 @@ def plot_run(
     if limit:
         axes[1].axhline(limit, ls='--', color=COLORS[6])
     axes[2].plot(*column('lr'))
-    titles = 'loss (nats)', f'gradient norm, clipped {clipped} times', 'learning rate'
+    titles = 'loss (nats)', f'gradient norm, {clipped} clipped', 'learning rate'
     for ax, title in zip(axes, titles):
         ax.set(title=title, xlabel='step')
     return fig

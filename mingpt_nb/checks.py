@@ -8,10 +8,10 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/checks.html.md"""
 __all__ = ['SIZES', 'PRESETS', 'CHOICES', 'as_integer', 'as_number', 'as_tensor', 'check_ids', 'check_idx', 'check_targets',
            'check_stops', 'check_allowed', 'check_prompt', 'check_sampling', 'check_logits', 'check_preset',
            'check_model', 'count_params', 'check_memory', 'default_config', 'complete', 'known_ids', 'check_fit',
-           'check_addition', 'check_addend', 'check_length', 'check_config', 'check_room', 'check_optimizable',
-           'check_batch', 'TrainingDiverged', 'diverged', 'check_finite', 'check_loss', 'check_weights',
-           'check_sequence', 'check_stride', 'check_generate', 'as_config_error', 'check_one_text', 'check_characters',
-           'check_items']
+           'check_addition', 'check_addend', 'check_length', 'default_run', 'check_config', 'check_schedule',
+           'check_room', 'check_optimizable', 'check_batch', 'TrainingDiverged', 'diverged', 'check_finite',
+           'check_loss', 'check_weights', 'check_sequence', 'check_stride', 'check_generate', 'as_config_error',
+           'check_one_text', 'check_characters', 'check_items']
 
 # %% ../nbs/95_checks.ipynb #2c823d1d
 import math
@@ -444,6 +444,37 @@ def check_length(
     if n > block_size:
         raise ValueError(f'problems of {n} tokens do not fit a model with block_size={block_size}')
 
+# %% ../nbs/95_checks.ipynb #5e0c7c05
+def default_run() -> CfgNode:
+    "What `Trainer.get_default_config` of chapter 03 returns, frozen."
+    return CfgNode(
+        device='auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
+        num_workers=0,  # processes that prepare batches; 0: this one
+        max_iters=None,  # steps; None: until stopped
+        batch_size=64,
+        learning_rate=3e-4,
+        betas=(0.9, 0.95),
+        weight_decay=0.1,  # of AdamW; decay on matrices only
+        grad_norm_clip=1.0,  # limit for the norm of the gradient; None: no limit
+        # beyond minGPT
+        lr_schedule='constant',
+        warmup_iters=0,
+        min_lr=0.0,  # see `lr_at`
+        seed=None,  # of the batches; None: what `set_seed` was given
+        eval_every=None,
+        eval_batches=None,  # steps between evaluations; batches in each, None: all
+        log_every=10,  # steps between rows of the history
+        check_alignment=True,  # warn if y is not x shifted by one
+        progress=None,  # a bar; None: if this is a terminal or a notebook
+    ).freeze(
+        max_iters=int | None,
+        grad_norm_clip=float | None,
+        seed=int | None,
+        eval_every=int | None,
+        eval_batches=int | None,
+        progress=bool | None,
+    )
+
 # %% ../nbs/95_checks.ipynb #e5885849
 #: settings that are one of a few, and which
 CHOICES = dict(
@@ -497,6 +528,16 @@ def _check_betas(c):
     if one >= 1 or two >= 1:
         raise ConfigError(f'betas must be two numbers in [0, 1), got {c.betas!r}')
     c.betas = one, two
+
+# %% ../nbs/95_checks.ipynb #5e0c7c09
+def check_schedule(
+    c,  # of a trainer
+):
+    "`ConfigError` unless the learning rate of each step can be known."
+    if c.lr_schedule not in CHOICES['lr_schedule']:
+        raise ConfigError(f"lr_schedule must be 'constant' or 'cosine', got {c.lr_schedule!r}")
+    if c.lr_schedule == 'cosine' and c.max_iters is None:
+        raise ConfigError("lr_schedule='cosine' needs max_iters, to know where to end")
 
 # %% ../nbs/95_checks.ipynb #ecd4a584
 def check_room(

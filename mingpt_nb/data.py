@@ -11,7 +11,7 @@ __all__ = ['SOURCES', 'SMOLLM2', 'FORMAT', 'HEADER', 'NO_TARGETS', 'cache_dir', 
            'tokenizer_print', 'read_header', 'TokenFile', 'write_ids', 'write_tokens', 'TokenDataset', 'code_points',
            'id_table', 'encode_text', 'file_characters', 'encode_file', 'characters_of', 'bits_per_character',
            'windows', 'evaluate', 'as_pair', 'collate', 'drawing', 'DataError', 'Items', 'step_loader', 'spread',
-           'check_data', 'check_tokenizers', 'check_held_out']
+           'check_data', 'check_tokenizers', 'check_held_out', 'Prepared']
 
 # %% ../nbs/91_data.ipynb #798d5d52
 import collections
@@ -49,8 +49,10 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from tqdm import tqdm
 
 # %% ../nbs/91_data.ipynb #075f6d1c
+from .checks import as_integer, check_config, check_optimizable, check_room, check_schedule
+from .checks import check_weights as all_finite
 from .files import as_path
-from .utils import RunError, say
+from .utils import RunError, pick_device, say
 from .words import english, pick_special, slices
 
 # %% ../nbs/91_data.ipynb #4d18d9ce
@@ -1058,3 +1060,57 @@ def check_held_out(batches):  # (x, y)
     first target."""
     if not any((y != -1).any() for _, y in batches):
         raise ValueError(NO_TARGETS)
+
+# %% ../nbs/91_data.ipynb #5e0c7c11
+class Prepared:
+    """What chapter 03's trainer has beside its loop. It has `config`, `model`, `optimizer`,
+    `train_dataset`, `eval_dataset`, `iter_num`."""
+
+    def find_device(self) -> str:
+        "Where to train: what `config.device` means here. `ValueError` if it is not there."
+        return pick_device(self.config.device)
+
+    def check_parts(self, model):
+        "`ValueError` for settings, or data, that no run can have."
+        check_config(self.config)
+        check_room(self.config, model)
+        check_data('train_dataset', self.train_dataset)
+        check_data('eval_dataset', self.eval_dataset)
+        check_tokenizers(self.train_dataset, self.eval_dataset)
+
+    def prepare(self):
+        "Find what is wrong before the first step, and make the optimizer."
+        check_config(self.config)  # once more: it may have changed
+        check_schedule(self.config)
+        if self.eval_dataset is not None:
+            check_held_out(self.held_out())
+        self.make_optimizer()
+
+    def make_optimizer(self):
+        "The model's own, unless there is one."
+        if self.optimizer is None:
+            check_optimizable(self.model)
+            self.optimizer = self.model.configure_optimizers(self.config)
+
+    def goal(self):
+        "The step before which a run ends: `max_iters`, or as many more if they are done."
+        n = math.inf if self.config.max_iters is None else self.config.max_iters
+        return n if self.iter_num < n else n + self.iter_num
+
+    def check_weights(self):
+        "`TrainingDiverged` if a weight is not finite."
+        all_finite(self)
+
+    def held_out(self, dataset=None, max_batches: int = None):  # as for `eval`
+        "The batches [x, y] that `eval` looks at. `ValueError` for data that it cannot measure."
+        data = self.eval_dataset if dataset is None else dataset
+        if data is None:
+            raise ValueError(
+                'no data to evaluate on: pass a dataset, or give the Trainer an eval_dataset'
+            )
+        check_data('dataset', dataset)
+        check_tokenizers(self.train_dataset, dataset)
+        most = as_integer('max_batches', max_batches, 0, optional=True) or self.config.eval_batches
+        return step_loader(
+            Items(data, 'eval_dataset'), spread(len(data), self.config.batch_size, most)
+        )

@@ -9,7 +9,7 @@ __all__ = ['WRAPPERS', 'COMMANDS', 'patch', 'ConfigError', 'RunError', 'as_pytho
            'make_folder', 'setup_logging', 'FolderInUse', 'hold', 'layers', 'unwrap', 'plain_name', 'pick_device',
            'most_workers', 'machine_memory', 'pick_dtype', 'evaluating', 'decay_groups', 'cache_kind', 'need',
            'first_to_fail', 'write', 'mute', 'say', 'Bar', 'cpu_threads', 'started', 'prepare', 'save_plot', 'RunBar',
-           'Best', 'Joint', 'cli']
+           'running', 'Best', 'Joint', 'cli']
 
 # %% ../nbs/90_utils.ipynb #2ac5c824
 import builtins
@@ -783,6 +783,30 @@ class RunBar(Bar):
             speed = {'tokens/s': f'{tokens / trainer.iter_dt:,.0f}'} if trainer.iter_dt else {}
             self.set_postfix(loss=f'{trainer.loss.item():.3f}', **speed, refresh=False)
         self.update()
+
+# %% ../nbs/90_utils.ipynb #5e0c7c02
+@contextmanager
+def running(
+    trainer,  # of chapter 03, or one made from it
+    logger,  # for a line at the end
+):
+    """Around the steps of a run: events, and the bar, which the block is given. Training mode; an
+    error triggers `on_run_error`."""
+    try:
+        trainer.trigger_callbacks('on_run_start')
+        trainer.stop = trainer.goal()
+        with RunBar(trainer) as bar:
+            trainer.model.train()
+            trainer.iter_time = time.time()
+            yield bar
+    except BaseException:
+        trainer.trigger_callbacks('on_run_error')
+        raise
+    trainer.trigger_callbacks('on_run_end')
+    if trainer.loss is not None:
+        share = 100 * trainer.clipped / trainer.iter_num
+        says = '%d steps, loss %.4f, gradient clipped in %.1f%% of them'
+        logger.info(says, trainer.iter_num, trainer.loss.item(), share)
 
 # %% ../nbs/90_utils.ipynb #cfeabadd
 class Best:
