@@ -7,11 +7,9 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/gpt2.html.md"""
 # %% auto #0
 __all__ = ['HF_NAMES', 'HF_DEFAULTS', 'CONV1D', 'END', 'read_config', 'our_name', 'from_hf', 'load_pretrained', 'is_tied',
            'hf_config', 'hf_state', 'to_hf', 'end_id', 'save_pretrained', 'next_tokens', 'windows', 'surprise',
-           'perplexity', 'pieces', 'surprise_html', 'prompt_ids', 'stream_text', 'read_tokenizer', 'load', 'get_config',
-           'main']
+           'perplexity', 'surprise_html', 'prompt_ids', 'stream_text', 'read_tokenizer', 'load', 'get_config', 'main']
 
 # %% ../nbs/05_gpt2.ipynb #a588d1ec
-import codecs
 import html
 import json
 import math
@@ -28,7 +26,7 @@ from . import checks, weights
 from .bpe import CharTokenizer, get_encoder, load_tokenizer
 from .model import ACTIVATIONS, GPT, count_params, resolve_config
 from .utils import CfgNode, cli, evaluating, need, pick_device, plain_name, unwrap, write
-from .words import look_up
+from .words import pieces
 
 # %% ../nbs/05_gpt2.ipynb #1870f526
 #: what the fields of our config are called in Hugging Face's; the others have the same names
@@ -144,16 +142,14 @@ def save_pretrained(model: GPT, folder, tokenizer=None):  # anything with `save(
 def next_tokens(model: GPT, tokenizer, text: str, k: int = 10) -> list:
     "The `k` most probable next tokens, best first: (text, probability). `ValueError`: wrong ids."
     k, V = checks.as_integer('k', k, low=1), model.config.vocab_size
-    idx = checks.check_idx([tokenizer.encode(text)], V).to(model.lm_head.weight.device)
+    given, known = [tokenizer.encode(text)], checks.known_ids(tokenizer)
+    idx, _, banned = checks.check_prompt(V, given, allowed=known)
     with evaluating(model):
-        logits = model.next_logits(idx).float()  # (1, V)
+        logits = model.next_logits(idx.to(model.lm_head.weight.device)).float().cpu()  # (1, V)
     checks.check_logits(logits, position=idx.size(1))
-    allowed = checks.check_allowed(checks.known_ids(tokenizer), V)
-    if allowed is not None:
-        logits = logits.masked_fill(~allowed.to(logits.device), -math.inf)
-    p, order = logits[0].softmax(-1).topk(min(k, V))
+    p, order = logits[0].masked_fill(banned, -math.inf).softmax(-1).topk(min(k, V))
     found = zip(order.tolist(), p.tolist())
-    return [(tokenizer.decode([i]), q) for i, q in found if allowed is None or allowed[i]]
+    return [(tokenizer.decode([i]), q) for i, q in found if not banned[i]]
 
 # %% ../nbs/05_gpt2.ipynb #70234f68
 def windows(n: int, size: int, stride: int) -> list:  # of (start, first that is counted, end)
@@ -186,19 +182,6 @@ def perplexity(model: GPT, ids, stride: int = None) -> float:
     "exp of the mean surprise: as if choosing among so many equal tokens. Jelinek et al. 1977."
     return math.exp(surprise(model, ids, stride).mean())
 
-# %% ../nbs/05_gpt2.ipynb #dbc7f4af
-def pieces(tokenizer, ids):  # any iterable of ids, e.g. while they are being generated
-    "Yield the text that each id completes, '' inside a character; an open end becomes U+FFFD."
-    decoder = codecs.getincrementaldecoder('utf-8')('replace')
-    for i in ids:
-        if hasattr(tokenizer, 'token_bytes'):
-            raw = look_up(tokenizer.token_bytes, [i])[0]
-        else:
-            raw = tokenizer.decode([i]).encode()
-        yield decoder.decode(raw)
-    if tail := decoder.decode(b'', final=True):
-        yield tail
-
 # %% ../nbs/05_gpt2.ipynb #45a3560d
 _SPAN = '<span title="{:.1f} nats" style="background:rgba(213,94,0,{:.2f})">{}</span>'
 
@@ -223,14 +206,7 @@ def prompt_ids(model: GPT, tokenizer, prompt: str) -> torch.Tensor:  # '': from 
 
 
 def stream_text(
-    model,
-    tokenizer,
-    ids,
-    max_new_tokens=100,
-    temperature=1.0,
-    top_k=None,
-    top_p=None,
-    generator=None,
+    model, tokenizer, ids, max_new_tokens=100, temperature=1, top_k=None, top_p=None, generator=None
 ):
     """Yield the continuation of `ids`, from `prompt_ids`, piece by piece: whole characters only, up
     to <|endoftext|>. Settings and errors are those of `GPT.stream`."""

@@ -7,11 +7,12 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/words.html.md"""
 # %% auto #0
 __all__ = ['DATA', 'SHA256', 'read_data', 'gpt2_merges', 'english', 'unicode_ranges', 'char_class', 'splitter', 'split_words',
            'merge_short', 'merge_long', 'cut_apart', 'han_cut', 'Words', 'merge_tables', 'Vocabulary', 'Merger',
-           'check_text', 'slices', 'pick_special', 'split_at', 'as_ids', 'look_up', 'Codec', 'word_counts',
+           'check_text', 'slices', 'pick_special', 'split_at', 'as_ids', 'look_up', 'pieces', 'Codec', 'word_counts',
            'learn_merges']
 
 # %% ../nbs/94_words.ipynb #bc91bf15
 import bz2
+import codecs
 import hashlib
 import heapq
 import re
@@ -380,6 +381,19 @@ def look_up(
     raise ValueError(
         f'id {ids[place]} at place {place} is not in the vocabulary, which has {len(table)} ids'
     )
+
+# %% ../nbs/94_words.ipynb #dbc7f4af
+def pieces(tokenizer, ids):  # any iterable of ids, e.g. while they are being generated
+    "Yield the text that each id completes, '' inside a character; an open end becomes U+FFFD."
+    decoder = codecs.getincrementaldecoder('utf-8')('replace')
+    for i in ids:
+        if hasattr(tokenizer, 'token_bytes'):
+            raw = look_up(tokenizer.token_bytes, [i])[0]
+        else:
+            raw = tokenizer.decode([i]).encode()
+        yield decoder.decode(raw)
+    if tail := decoder.decode(b'', final=True):
+        yield tail
 
 # %% ../nbs/94_words.ipynb #3e906c20
 class Codec(Merger):
