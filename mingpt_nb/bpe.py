@@ -14,8 +14,15 @@ from collections import Counter
 
 import regex
 
-from .files import about, check_whole, read_tokenizer, write_bpe, write_tokenizer
-from .words import Codec, gpt2_merges, learn_merges, look_up, word_counts
+from mingpt_nb.files import (
+    about,
+    check_whole,
+    read_model_tokenizer,
+    read_tokenizer,
+    write_bpe,
+    write_tokenizer,
+)
+from .words import Codec, ModelTokenizer, gpt2_merges, learn_merges, look_up, word_counts
 
 # %% ../nbs/00_bpe.ipynb #b7432642
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -196,8 +203,11 @@ class BPETokenizer:
 
 # %% ../nbs/00_bpe.ipynb #51aed007
 def load_tokenizer(folder):
-    """The `Encoder` or `CharTokenizer` that was saved in `folder`. `FileNotFoundError` if there is
+    """The `Encoder` or other tokenizer that was saved in `folder`. `FileNotFoundError` if there is
     none; `ValueError` names a file that is damaged, or that asks for other ids."""
+    if other := read_model_tokenizer(folder):  # Llama 3, Qwen2, SmolLM2: see appendix 94
+        with about(folder):
+            return ModelTokenizer(**other)
     table, pairs, words, where = read_tokenizer(folder, bytes_to_unicode().values())
     with about(where):
         if pairs is None:

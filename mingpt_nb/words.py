@@ -7,8 +7,8 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/words.html.md"""
 # %% auto #0
 __all__ = ['DATA', 'SHA256', 'read_data', 'gpt2_merges', 'english', 'unicode_ranges', 'char_class', 'splitter', 'split_words',
            'merge_short', 'merge_long', 'cut_apart', 'han_cut', 'Words', 'merge_tables', 'Vocabulary', 'Merger',
-           'check_text', 'slices', 'pick_special', 'split_at', 'as_ids', 'look_up', 'pieces', 'Codec', 'word_counts',
-           'learn_merges']
+           'check_text', 'slices', 'pick_special', 'split_at', 'as_ids', 'look_up', 'pieces', 'Codec', 'model_splitter',
+           'split_model_words', 'byte_characters', 'ModelTokenizer', 'word_counts', 'learn_merges']
 
 # %% ../nbs/94_words.ipynb #bc91bf15
 import bz2
@@ -16,13 +16,14 @@ import codecs
 import hashlib
 import heapq
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from functools import cached_property, lru_cache
 from itertools import chain, repeat
 from pathlib import Path
 
 import mingpt_nb
-from .files import read_merges
+from .files import SPLITS, read_merges, write_model_tokenizer
 
 # %% ../nbs/94_words.ipynb #c4a73d7a
 DATA = Path(mingpt_nb.__file__).parent / 'data'
@@ -311,12 +312,13 @@ _CUT = re.compile(r'(?<=\S)[ \n]')
 def slices(
     text: str,
     size: int = 1 << 13,  # characters, at least; more where no cut is near
+    cut=_CUT,  # where one is allowed
 ):
     "Yield `text` in pieces whose words are the words of `text`."
     start = 0
     while start < len(text):
-        cut = _CUT.search(text, start + size)
-        end = cut.start() if cut else len(text)
+        found = cut.search(text, start + size)
+        end = found.start() if found else len(text)
         yield text[start:end]
         start = end
 
@@ -428,6 +430,170 @@ class Codec(Merger):
     def decode(self, ids) -> str:
         "The text of any ids; what is not UTF-8 becomes U+FFFD. `ValueError` for what is no id."
         return b''.join(look_up(self.token_bytes, ids)).decode('utf-8', errors='replace')
+
+# %% ../nbs/94_words.ipynb #4fe1f8cb
+@lru_cache
+def model_splitter(
+    kind: str,  # a name of `SPLITS`
+    top: int,  # as for `splitter`
+):
+    "The splitting pattern of other models than GPT-2, compiled by `re`."
+    l, n, s = (char_class(kind, top) for kind in 'LNS')
+    o = f'^{l}{n}{s}'  # others
+    if kind == 'gpt2':
+        return splitter(top)
+    if kind == 'smollm':  # each digit is a word, and what stands around it is cut as if alone
+        return re.compile(
+            f" (?:[{l}]+|[{o}]+)|[{l}]+|'(?:[stmd]|re|ve|ll)|[{o}]+|[{n}]"
+            f'|[{s}]+(?![^{s}{n}])|[{s}]+'
+        )
+    if kind not in ('llama3', 'qwen2'):
+        raise ValueError(f'no way to cut words is called {kind!r}; there are: {", ".join(SPLITS)}')
+    digits = f'[{n}]{{1,3}}' if kind == 'llama3' else f'[{n}]'
+    return re.compile(
+        f"'(?:[sStTmMdD\u017f]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n{l}{n}]?[{l}]+|{digits}"
+        f'| ?[{o}]+[\r\n]*|[{s}]*[\r\n]+|[{s}]+(?![^{s}])|[{s}]+'
+    )
+
+
+def split_model_words(
+    text: str,
+    kind: str,  # a name of `SPLITS`
+) -> list:
+    "`text` cut into words as models of this kind cut it; joined, they are `text` again."
+    if text.isascii():
+        return model_splitter(kind, 0x7F).findall(text)
+    return model_splitter(kind, 0x10FFFF if _RARE.search(text) else 0xFFFF).findall(text)
+
+# %% ../nbs/94_words.ipynb #df32f478
+def byte_characters() -> dict:
+    "Character -> byte, `{'!': 33, ..., 'Ġ': 32, ...}`: `bytes_to_unicode` of chapter 00, inverted."
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [b for b in range(256) if b not in shown]
+    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+class ModelTokenizer(Codec):
+    """The byte-level BPE of Llama 3, Qwen2, SmolLM2 and their kind. It cuts words by `kind`; tokens
+    of `special` are found where `allowed_special` asks for them, those of `words` in any text.
+    `encode` puts no `bos_id` in front; `add_bos` tells whether the model wants it."""
+
+    def __init__(
+        self,
+        encoder: dict,  # token -> id
+        bpe_merges: list,  # pairs of tokens
+        kind: str,  # a name of `SPLITS`
+        special=(),
+        words=(),
+        nfc: bool = False,  # is text normalised first, to Unicode's form C?
+        ignore_merges: bool = False,  # is a word that is a token one, whatever the merges say?
+        bos_id: int = None,  # of the token that begins a text
+        eos_id: int = None,  # of the token that ends it
+        pad_id: int = None,
+        add_bos: bool = False,
+        chat_template: str = None,  # in Jinja
+    ):
+        self.byte_decoder, self.kind = byte_characters(), kind
+        self.encoder, self.decoder = dict(encoder), {i: t for t, i in encoder.items()}
+        if len(self.decoder) < len(encoder):
+            raise ValueError('two tokens of the vocabulary have the same id')
+        self.bpe_ranks = {tuple(pair): rank for rank, pair in enumerate(bpe_merges)}
+        self.ranks, self.made = self.known_merges(bpe_merges)
+        self.special_tokens = {t: encoder[t] for t in special}
+        self.words = {t: encoder[t] for t in words}
+        self.byte_ids = {b: encoder[c] for c, b in self.byte_decoder.items() if c in encoder}
+        self.missing = bytes(b for b in range(256) if b not in self.byte_ids)
+        self.nfc, self.ignore_merges, self.chat_template = nfc, ignore_merges, chat_template
+        self.bos_id, self.eos_id, self.pad_id, self.add_bos = bos_id, eos_id, pad_id, add_bos
+        model_splitter(kind, 0x7F)  # is it a kind?
+        self.cache, self.pieces = Words(self.merge_word), Words(self.merge_bytes)
+
+    def known_merges(self, bpe_merges):
+        ranks, made = {}, []
+        for rank, (a, b) in enumerate(bpe_merges):
+            for part in a, b, a + b:
+                if part not in self.encoder:
+                    raise ValueError(f'merge {rank} is about {part!r}, which the vocabulary lacks')
+            if not self.byte_decoder.keys() >= {a[-1:], b[:1]}:
+                raise ValueError(f'merge {rank} of {a!r} and {b!r} does not stand for bytes')
+            ids = self.encoder[a], self.encoder[b]
+            if ids in ranks:
+                raise ValueError(f'merge {rank} of {a!r} and {b!r} stands in the list twice')
+            ranks[ids] = rank
+            made.append(self.encoder[a + b])
+        return ranks, made
+
+    @cached_property
+    def token_bytes(self) -> dict:
+        as_text, found = self.special_tokens | self.words, {}
+        for token, i in self.encoder.items():
+            raw = [None] if token in as_text else [*map(self.byte_decoder.get, token)]
+            found[i] = token.encode() if None in raw else bytes(raw)
+        return found
+
+    def split(self, text: str) -> list:
+        return split_model_words(text, self.kind)
+
+    def merge_word(self, word: str):
+        raw = word.encode().translate(None, self.missing)
+        if self.ignore_merges:
+            token = ''.join(self.byte_names[b] for b in raw)
+            if token in self.encoder and token not in self.special_tokens:
+                return [self.encoder[token]]
+        if word.isascii() or len(raw) < len(word.encode()):
+            return self.merge_bytes(raw)
+        return super().merge_word(word)
+
+    @cached_property
+    def byte_names(self) -> dict:
+        return {b: c for c, b in self.byte_decoder.items()}
+
+    def cut(self, text: str) -> list:
+        "The words of `text` that are merged, and the added words between them."
+        parts = enumerate(split_at(check_text(text), self.words))
+        return [
+            w for k, part in parts for w in ([part] if k % 2 else self.split(self.normal(part)))
+        ]
+
+    def normal(self, text: str) -> str:
+        return unicodedata.normalize('NFC', text) if self.nfc else text
+
+    def encode_ordinary(self, text: str) -> list:
+        words = chain.from_iterable(map(self.split, slices(self.normal(text), cut=_SPACE)))
+        return list(chain.from_iterable(map(self.cache.__getitem__, words)))
+
+    def encode(self, text: str, allowed_special=(), errors: str = 'strict') -> list:
+        """Ids. Special tokens are text unless `allowed_special` ('all', one, several) names them.
+        `ValueError` for a byte without a token; with `errors='replace'` it is left out."""
+        text = check_text(text, errors)
+        if self.missing and errors == 'strict':
+            self.check_bytes(text, pick_special(self.special_tokens, allowed_special) | self.words)
+        return super().encode(text, allowed_special, errors)
+
+    def check_bytes(self, text, special):
+        "`ValueError` names the first character with a byte that has no token."
+        start = 0
+        for k, part in enumerate(split_at(text, special)):
+            raw = b'' if k % 2 else self.normal(part).encode()
+            if len(raw.translate(None, self.missing)) < len(raw):
+                self.name_missing(self.normal(part), start)
+            start += len(part)
+
+    def name_missing(self, part, start):
+        for k, c in enumerate(part, start):
+            for b in c.encode():
+                if b in self.missing:
+                    raise ValueError(
+                        f'{c!r} at position {k} has the byte {b:#04x}, for which the vocabulary '
+                        "has no token; errors='replace' leaves it out"
+                    )
+
+    def save(self, folder):
+        write_model_tokenizer(folder, self)
+
+
+# before a space after something visible, no word of any kind goes on
+_SPACE = re.compile(r'(?<=\S) ')
 
 # %% ../nbs/94_words.ipynb #1a6fed6b
 def word_counts(
