@@ -33,6 +33,7 @@ PLAN = {
     'train': ('train.py', 260),
     'processes': ('train.py processes --rounds 5', 140),
     'generate': ('generate.py', 220),
+    'llama': ('llama.py', 90),
     'products': ('products.py', 60),
     'bare': ('bare.py', 30),
     'scaling': ('scaling.py', 220),

@@ -29,8 +29,8 @@ def attend(q, k, v, dropout_p=0.0):
     "`attention_weights(q, k) @ v` in one call, weights dropped with probability `dropout_p`."
     T, S = q.shape[-2], k.shape[-2]
     mask = causal_mask(T, S, q.device) if 1 < T < S else None
-    q = q.to(k.dtype)
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=T == S)
+    q, grouped = q.to(k.dtype), q.shape[:-2] != k.shape[:-2]  # fewer keys: see chapter 10
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, T == S, enable_gqa=grouped)
 
 # %% ../nbs/01_attention.ipynb #c663ae9d
 class KVCache:

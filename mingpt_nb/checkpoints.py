@@ -22,7 +22,7 @@ import torch
 # %% ../nbs/07_checkpoints.ipynb #6df6c196
 from . import runs
 from .files import as_path
-from .gpt2 import from_hf, save_pretrained
+from .gpt2 import from_hf
 from .model import GPT
 from .runs import CheckpointError, OtherRun
 from .trainer import Trainer as PlainTrainer
@@ -131,7 +131,7 @@ def save(
 
     def write(part):
         if isinstance(model, GPT):
-            save_pretrained(model, part, tokenizer if hasattr(tokenizer, 'save') else None)
+            model.save_pretrained(part, tokenizer if hasattr(tokenizer, 'save') else None)
         else:
             runs.save_other(model, part)
         with open(part / 'optimizer.pt', 'wb') as f:  # so that errors of the disk are Python's

@@ -120,10 +120,11 @@ def end_id(tokenizer, default: int = None):  # -> int or None
     return getattr(tokenizer, 'special_tokens', {END: default}).get(END)
 
 
-def save_pretrained(model: GPT, folder, tokenizer=None):  # anything with `save(folder)`, or None
+def save_pretrained(model: GPT, folder, tokenizer=None, config=hf_config, state=hf_state):
     """Write config.json, model.safetensors and the tokenizer as Hugging Face does, in place of a
-    model that was there. `ValueError` if the folder is a checkpoint, which that would damage."""
-    tensors = {n: t.contiguous() for n, t in hf_state(model).items()}
+    model that was there. `tokenizer`: anything with `save(folder)`. `ValueError` if the folder is a
+    checkpoint, which that would damage."""
+    tensors = {n: t.contiguous() for n, t in state(model).items()}
     end = end_id(tokenizer, 50256 if unwrap(model).config.vocab_size == 50257 else None)
 
     def write(part):
@@ -131,7 +132,7 @@ def save_pretrained(model: GPT, folder, tokenizer=None):  # anything with `save(
             tokenizer.save(part)
         if isinstance(tokenizer, CharTokenizer):
             weights.save_chars_for_hf(tokenizer, part)
-        text = json.dumps(hf_config(model, end), indent=2)
+        text = json.dumps(config(model, end), indent=2)
         (part / 'config.json').write_text(text, encoding='utf-8')
         save_file(tensors, part / 'model.safetensors', metadata={'format': 'pt'})
 
@@ -246,20 +247,15 @@ def get_config() -> CfgNode:
     return c.freeze(model=Path, top_k=int | None, top_p=float | None, seed=int | None)
 
 
-def main(
-    args: list = None,  # default: `sys.argv[1:]`
-    config: CfgNode = None,  # with the settings of `get_config`, and perhaps more
-    quicken=None,  # a function of the model: what writes in its place
-):
+def main(args: list = None, load=load):  # `sys.argv[1:]`; what finds model and tokenizer
     "Print continuations of a prompt as they come. `ConfigError` for what cannot be: `get_config`."
-    c = get_config() if config is None else config
+    c = get_config()
     words = c.merge_from_args(sys.argv[1:] if args is None else args, words=True)
     c.prompt = ' '.join(words) if words else c.prompt
     with checks.as_config_error():
         checks.check_generate(c)
         model, tokenizer = load(c.model, c.device)
         ids = prompt_ids(model, tokenizer, c.prompt)
-        model = quicken(model) if quicken else model
     generator = torch.Generator(ids.device)
     generator.seed() if c.seed is None else generator.manual_seed(c.seed)
     knobs = c.max_new_tokens, c.temperature, c.top_k, c.top_p, generator

@@ -39,7 +39,7 @@ from torch.utils._pytree import tree_leaves
 from .data import Items, collate, file_digest
 from .files import as_path, read_json, writing
 from .utils import ConfigError, make_folder, mute, need, patch, plain_name, unwrap
-from .weights import as_stored, checkpoints, held_out_loss, is_old
+from .weights import as_stored, checkpoints, held_out_loss
 
 logger = logging.getLogger(__name__)
 
@@ -519,7 +519,7 @@ def read_weights(
 ) -> dict:
     "The weights of a checkpoint by the model's names. `CheckpointError` if they do not fit it."
     try:
-        if is_old(read_json(folder / 'config.json')):
+        if read_json(folder / 'config.json').get('model_type') != 'gpt2':  # no matrix is turned
             rename = as_stored
         return engine.read_weights(folder / 'model.safetensors', rename)
     except ValueError as e:

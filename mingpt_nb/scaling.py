@@ -174,9 +174,8 @@ def flops_per_token(
 ) -> int:
     "Operations of forward and backward for one token; looking up embeddings is none."
     c, weights = model.config, sum(p.numel() for p in model.parameters())
-    looked_up = model.transformer.wpe.weight.numel()
-    if not c.tie_weights:
-        looked_up += model.transformer.wte.weight.numel()
+    tables = [m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)]
+    looked_up = sum(tables[c.tie_weights :])  # the first is the head, too, if they are tied
     return 6 * (weights - looked_up) + 12 * c.n_layer * c.n_embd * T
 
 

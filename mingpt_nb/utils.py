@@ -869,7 +869,7 @@ class Joint:
 COMMANDS = {  # command: (module of this package, what it does)
     'adder': ('adder', 'train a GPT to add numbers, and test it'),
     'chargpt': ('chargpt', 'train a GPT on the characters of a text of yours'),
-    'generate': ('speed', 'continue a text, with GPT-2 or a model of yours'),
+    'generate': ('llama', 'continue a text, with GPT-2, a Llama or a model of yours'),
     'weights': ('data', 'fetch the weights of a small model that speaks'),
 }
 

@@ -7,9 +7,9 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/weights.html.md"""
 # %% auto #0
 __all__ = ['HEADS', 'HOMES', 'HF_ALIASES', 'HF_FIXED', 'GGUF_TYPES', 'GGUF_FIELDS', 'GGUF_SPLITS', 'misfits', 'read_tensors',
            'weight_files', 'blank', 'check_size', 'described', 'fill', 'fit_names', 'cached_folder', 'find_folder',
-           'checkpoints', 'held_out_loss', 'find_model', 'check_sums', 'check_hf', 'open_folder', 'is_old', 'as_stored',
-           'dequantize', 'GGUF', 'unpermute', 'hf_name', 'gguf_tensors', 'gguf_config', 'llama3_factors',
-           'gguf_tokenizer', 'save_chars_for_hf']
+           'checkpoints', 'held_out_loss', 'find_model', 'check_sums', 'check_hf', 'check_llama_hf', 'sliding_window',
+           'open_folder', 'is_old', 'as_stored', 'dequantize', 'GGUF', 'unpermute', 'hf_name', 'gguf_tensors',
+           'gguf_config', 'llama3_factors', 'gguf_tokenizer', 'save_chars_for_hf']
 
 # %% ../nbs/96_weights.ipynb #de6888b8
 import copy
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .checks import LLAMAS
 from mingpt_nb.files import (  # noqa: F401
     MODEL_FILES,
     TOKENIZER_FILES,
@@ -66,11 +67,14 @@ def misfits(
 
 # %% ../nbs/96_weights.ipynb #4efab17d
 def read_tensors(
-    path,  # .safetensors or .bin
+    path,  # .safetensors, .bin or .gguf
 ):
     """Yield (name, tensor), one in memory at a time where the format allows. `ValueError` for a
     file that is damaged or cut short."""
     path = Path(path)
+    if path.suffix == '.gguf':
+        yield from gguf_tensors(GGUF(path))
+        return
     tensors = _from_pickle(path) if path.suffix == '.bin' else _from_safetensors(path)
     while True:
         try:
@@ -173,7 +177,8 @@ def check_size(
     if type(config.tie_weights) is not bool:
         raise ValueError(f'tie_weights must be true or false, got {config.tie_weights!r}')
     size = sum(file.stat().st_size for file in files)
-    if numbers > size:
+    per_byte = 2 if files[0].suffix == '.gguf' else 1  # a number takes four bits there, or more
+    if numbers > size * per_byte:
         raise ValueError(
             f'it describes a model of {numbers:,} numbers, and there are {size:,} bytes of weights'
         )
@@ -199,7 +204,8 @@ def fill(
 ):
     """Give `model` the weights in `files`. `ValueError` lists what is missing, unexpected, or of
     another shape; a warning names other heads."""
-    folder, want, got, shapes, heads = files[0].parent, described(model.state_dict()), {}, {}, []
+    folder = files[0] if files[0].suffix == '.gguf' else files[0].parent  # for messages
+    want, got, shapes, heads = described(model.state_dict()), {}, {}, []
     for name, t in chain.from_iterable(map(read_tensors, files)):
         renamed = rename(name, t)
         if renamed is None:
@@ -214,12 +220,12 @@ def fill(
         if ours in want and shapes[ours] == want[ours]:
             got[ours] = torch.empty(t.shape, dtype=dtype or t.dtype).copy_(t)
     if model.config.tie_weights:
-        _tie(got, shapes, folder)
+        _tie(got, shapes, folder, f'{_table(model)[0]}.weight')
     if wrong := misfits(want, shapes):
         raise ValueError(f'{folder} does not hold the weights that its config describes. {wrong}')
     model.load_state_dict(got, assign=True)
     if model.config.tie_weights:
-        model.lm_head.weight = model.transformer.wte.weight
+        model.lm_head.weight = _table(model)[1].weight
     if heads:
         warnings.warn(
             f'{folder} holds a GPT-2 and a head that is not for language, which is left out: '
@@ -228,21 +234,24 @@ def fill(
         )
 
 # %% ../nbs/96_weights.ipynb #0e9d472b
-def _tie(got, shapes, folder):
+def _table(model):  # -> (its name, the module)
+    "What holds a vector for each token: the first embedding of a model, whatever its name."
+    found = ((n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Embedding))
+    name, module = next(found)
+    return plain_name(name), module
+
+
+def _tie(got, shapes, folder, table):
     "Let the head be the embedding; `ValueError` if the files have a head that is not."
-    for name, other in (
-        ('lm_head.weight', 'transformer.wte.weight'),
-        ('transformer.wte.weight', 'lm_head.weight'),
-    ):
+    head = 'lm_head.weight'
+    for name, other in ((head, table), (table, head)):
         if other in shapes:
             shapes.setdefault(name, shapes[other])
         if other in got:
             got.setdefault(name, got[other])
-    if 'lm_head.weight' in got and not torch.equal(
-        got['lm_head.weight'], got['transformer.wte.weight']
-    ):
+    if head in got and not torch.equal(got[head], got[table]):
         raise ValueError(
-            f'{folder}: lm_head.weight differs from wte.weight, but the config says '
+            f'{folder}: lm_head.weight differs from {table.partition(".")[2]}, but the config says '
             f'tie_word_embeddings=True'
         )
 
@@ -264,19 +273,20 @@ def fit_names(
             raise ValueError(f'the state dict holds {plain_name(name)} twice')
         renamed[new] = state_dict.pop(name)
     state_dict.update(renamed)
-    if model.lm_head.weight is model.transformer.wte.weight:
-        _check_tied(state_dict, prefix)
+    name, table = _table(model)
+    if model.lm_head.weight is table.weight:
+        _check_tied(state_dict, prefix, f'{name}.weight')
 
 
-def _check_tied(state_dict, prefix):
+def _check_tied(state_dict, prefix, name):
     head = state_dict.get(f'{prefix}lm_head.weight')
-    table = state_dict.get(f'{prefix}transformer.wte.weight')
+    table = state_dict.get(prefix + name)
     if head is None or table is None or head is table or head.shape != table.shape:
         return
     if head.is_meta or table.is_meta or torch.equal(head, table.to(head)):
         return
     raise ValueError(
-        'lm_head.weight differs from transformer.wte.weight, and in this model they are one '
+        f'lm_head.weight differs from {name}, and in this model they are one '
         'matrix (tie_weights=True)'
     )
 
@@ -422,11 +432,55 @@ def check_hf(
             f'activation_function={bend!r} is not supported; there are: {", ".join(activations)}'
         )
 
+# %% ../nbs/96_weights.ipynb #10a3d002
+def check_llama_hf(
+    hf: dict,  # the contents of a config.json
+):
+    "`ValueError` names the field with which our Llama would compute something else."
+    kind = hf.get('model_type')
+    if kind not in [*LLAMAS]:
+        raise ValueError(
+            f'model_type={kind!r} is not supported; there are: gpt2, {", ".join(LLAMAS)}'
+        )
+    if hf.get('quantization_config'):
+        raise ValueError('quantization_config: weights in a format of their own are not supported')
+    for name in 'rope_scaling', 'rope_parameters':
+        rope = hf.get(name) or {}
+        if not isinstance(rope, dict) or any(isinstance(v, dict) for v in rope.values()):
+            raise ValueError(f'{name}={rope!r}: one dictionary for all layers is supported')
+        part = rope.get('partial_rotary_factor', hf.get('partial_rotary_factor', 1)) or 1
+        if part != 1:
+            raise ValueError(f'partial_rotary_factor={part}: only 1 is supported')
+    window, context = sliding_window(hf), hf.get('max_position_embeddings', math.inf)
+    if window is not None and window < context:
+        raise ValueError(
+            f'sliding_window={window}: a position sees no more than that, and here it would see '
+            f'all {context}. With block_size={window} the two are the same'
+        )
+
+
+def sliding_window(
+    hf: dict,  # the contents of a config.json
+):  # -> how many positions one sees in some layer; None: all
+    "Llama has no window, Mistral in all layers, Qwen in some, if it is switched on."
+    if hf['model_type'] == 'mistral':
+        return hf.get('sliding_window', 4096)
+    if hf['model_type'] == 'llama' or not hf.get('use_sliding_window'):
+        return None
+    kinds = hf.get('layer_types')
+    slides = hf.get('max_window_layers', 28) < hf.get('num_hidden_layers', 32)
+    if kinds is not None:
+        slides = 'sliding_attention' in kinds
+    return hf.get('sliding_window', 4096) if slides else None
+
 # %% ../nbs/96_weights.ipynb #212a06c8
 def open_folder(
-    name_or_path,  # a folder of a model or of a run, or a name on the hub
+    name_or_path,  # a folder of a model or of a run, a GGUF file, or a name on the hub
 ) -> tuple:  # (folder, what its config.json says, the files of its weights)
     "A model, found and looked over. `FileNotFoundError` or `ValueError`: what is missing, damaged."
+    file = as_path(name_or_path)
+    if file.suffix == '.gguf' and not file.is_dir():
+        return file, gguf_config(GGUF(file)), [file]
     folder = find_model(find_folder(name_or_path))
     if not (folder / 'config.json').is_file():
         below = sorted(str(f.parent) for f in folder.glob('*/model.safetensors'))[:2]

@@ -18,7 +18,7 @@ from mingpt_nb.model import GPT
 ROOT = Path(__file__).parents[1]
 HALVES = (
     ('start', 'bpe', 'chargpt', 'train'),
-    ('machine', 'generate', 'products', 'bare', 'scaling', 'adder'),
+    ('machine', 'generate', 'llama', 'products', 'bare', 'scaling', 'adder'),
 )
 BUSY = [], ['--busy', '--rounds', '3']
 sys.path.append(
