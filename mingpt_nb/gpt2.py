@@ -247,15 +247,21 @@ def get_config() -> CfgNode:
     return c.freeze(model=Path, top_k=int | None, top_p=float | None, seed=int | None)
 
 
-def main(args: list = None, load=load):  # `sys.argv[1:]`; what finds model and tokenizer
+def main(
+    args: list = None,  # default: `sys.argv[1:]`
+    config: CfgNode = None,  # with the settings of `get_config`, and perhaps more
+    quicken=None,  # a function of the model: what writes in its place
+    load=load,  # what finds model and tokenizer
+):
     "Print continuations of a prompt as they come. `ConfigError` for what cannot be: `get_config`."
-    c = get_config()
+    c = get_config() if config is None else config
     words = c.merge_from_args(sys.argv[1:] if args is None else args, words=True)
     c.prompt = ' '.join(words) if words else c.prompt
     with checks.as_config_error():
         checks.check_generate(c)
         model, tokenizer = load(c.model, c.device)
         ids = prompt_ids(model, tokenizer, c.prompt)
+        model = quicken(model) if quicken else model
     generator = torch.Generator(ids.device)
     generator.seed() if c.seed is None else generator.manual_seed(c.seed)
     knobs = c.max_new_tokens, c.temperature, c.top_k, c.top_p, generator

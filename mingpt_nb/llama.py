@@ -20,8 +20,9 @@ from torch import nn
 # %% ../nbs/10_llama.ipynb #10b00006
 from . import checks, gpt2, weights
 from .attention import KVCache, attend, attention_weights
-from .gpt2 import get_config
 from .model import ACTIVATIONS, GPT, init_weights
+from .speed import get_config
+from .speed import main as fast_main
 from mingpt_nb.utils import (
     CfgNode,
     cache_kind,
@@ -358,7 +359,7 @@ def load(name_or_path, device='auto'):  # a folder of a model or a run, or a nam
 
 def main(args: list = None):  # default: `sys.argv[1:]`
     "Print continuations of a prompt as they come. `ConfigError` for what cannot be: `get_config`."
-    gpt2.main(args, load)
+    fast_main(args, load=load)
 
 # %% ../nbs/10_llama.ipynb #10b000d5
 if __name__ == '__main__' and '__file__' in globals():

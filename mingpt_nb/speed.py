@@ -9,7 +9,7 @@ __all__ = ['CLOCK', 'STOCK', 'BARE', 'WAYS', 'NEAR', 'UNTUNED', 'MEASURED', 'few
            'bare_block', 'touched', 'is_stock', 'twin', 'Product', 'linear', 'in_out', 'turned', 'by_fours', 'summed',
            'packed', 'candidates', 'relative_error', 'sample', 'measure', 'quickest', 'Fast', 'marks_of', 'products_of',
            'name_of', 'fast', 'half', 'half_packed', 'quantize', 'int8_naive', 'int8_weights', 'int8_both',
-           'adds_exactly']
+           'adds_exactly', 'look_up', 'speculate', 'drafted', 'StaticStep', 'write_static', 'get_config', 'main']
 
 # %% ../nbs/09_speed.ipynb #649d69d4
 import copy
@@ -22,9 +22,12 @@ from torch import nn
 from torch.nn import functional as F
 
 # %% ../nbs/09_speed.ipynb #4d0aac07
+from . import checks
 from .attention import CausalSelfAttention, attend
+from .gpt2 import get_config as plain_config
+from .gpt2 import main as plain_main
 from .model import ACTIVATIONS, MLP, Block
-from .utils import evaluating, patch, unwrap
+from .utils import CfgNode, evaluating, patch, unwrap
 
 # %% ../nbs/09_speed.ipynb #558d8c6e
 _FINE = time.get_clock_info('thread_time').resolution < 1e-5  # not so on Windows
@@ -235,8 +238,9 @@ def quickest(seconds: dict) -> str:
 class Fast:
     "A model that writes sooner: see `fast`. What it has no method for, it asks the model."
 
-    def __init__(self, model, bits=None, tune=True, choices=None):
+    def __init__(self, model, bits=None, tune=True, choices=None, guess=None):
         self.model, self.bits, self.tune = unwrap(model), bits or 32, tune
+        self.guess = guess  # rung 6
         if self.bits not in WAYS:
             raise ValueError(f'bits must be None or one of {sorted(WAYS)}, got {bits!r}')
         self.choices = dict(choices or {})  # {what is multiplied: way}
@@ -244,12 +248,17 @@ class Fast:
 
     def generate(self, idx, max_new_tokens, *args, **more):
         "As the model's `generate`."
+        if self.may_guess(idx, max_new_tokens, *args, **more):
+            new = self.stream(idx, max_new_tokens, *args, **more)
+            return torch.cat((torch.as_tensor(idx), *(t[:, None] for t in new)), dim=1)
         with evaluating(self.model):
             return self.ready(idx).generate(idx, max_new_tokens, *args, **more)
 
     def stream(self, idx, max_new_tokens, *args, **more):
         "As the model's `stream`."
-        steps = self.ready(idx).stream(idx, max_new_tokens, *args, **more)
+        guess = self.may_guess(idx, max_new_tokens, *args, **more)
+        stream = self.guessed if guess else self.ready(idx).stream
+        steps = stream(idx, max_new_tokens, *args, **more)
         while True:
             with evaluating(self.model):  # not while it waits for whoever reads
                 new = next(steps, None)
@@ -264,6 +273,8 @@ class Fast:
 
     def ready(self, idx):  # (B, T)
         "The twin, as new as the model's weights, with a way chosen for products of B rows."
+        if not isinstance(self.model, nn.Module):
+            return self.model
         rows = len(idx) if hasattr(idx, '__len__') else 1
         with self.lock:  # one thread makes it, the others wait
             marks = marks_of(self.model)
@@ -275,6 +286,13 @@ class Fast:
                 self.choose(rows)
                 self.chosen.add(setting)
         return self.twin
+
+    def may_guess(self, idx, n, temperature=1.0, do_sample=False, *args, use_cache=True, **more):
+        "Is there a `guess`, and is it one greedy text that fits the context?"
+        idx = torch.as_tensor(idx)
+        one = self.guess is not None and use_cache and idx.dim() == 2 and len(idx) == 1
+        greedy = not do_sample or temperature == 0
+        return one and greedy and isinstance(n, int) and idx.size(1) + n <= self.block_size
 
     def __getattr__(self, name):
         if name.startswith('__') or name == 'model':  # while it is copied, say
@@ -359,10 +377,11 @@ def fast(
     bits: int = None,  # of the weights in products, at least: 16, 8; None: as they are
     tune: bool = True,  # measure? False: `F.linear` everywhere, the same on each run
     choices: dict = None,  # from `Fast.choices` of an earlier run: {what is multiplied: way}
+    guess=None,  # `look_up` or another guess for `speculate`: several tokens in one pass
 ) -> Fast:
     """The same model with the same methods `generate`, `stream` and `next_logits`, sooner. The
     model stays as it is, and may be trained on. After a change through `.data` call `fast` anew."""
-    return Fast(model, bits, tune, choices)
+    return Fast(model, bits, tune, choices, guess)
 
 # %% ../nbs/09_speed.ipynb #6dbdd59a
 def half(weight, bias, rows=None):
@@ -436,3 +455,142 @@ few = range(1, 17)
 WAYS[8] = dict(int8_naive=(int8_naive, few), int8_weights=(int8_weights, few))
 WAYS[8] |= dict(int8_both=(int8_both, few))
 NEAR[8], UNTUNED[8] = 0.03, 'int8_weights'
+
+# %% ../nbs/09_speed.ipynb #11d843b5
+def look_up(ids: list, most: int, longest: int = 3) -> list:
+    "Guess up to `most` tokens: those after an earlier place with the same last tokens, if any."
+    for size in range(min(longest, len(ids) - 1), 0, -1):
+        end = ids[-size:]
+        for start in range(len(ids) - size - 1, -1, -1):  # the latest first
+            if ids[start : start + size] == end:
+                return ids[start + size : start + size + most]
+    return []
+
+# %% ../nbs/09_speed.ipynb #cf147540
+@torch.inference_mode()
+def speculate(
+    model,  # with `new_caches`, `hidden`, `lm_head`, as a GPT has them
+    idx,  # integers (1, T); T + max_new_tokens must fit the context
+    max_new_tokens: int,
+    guess=look_up,  # a function (ids, most) -> list of up to `most` ids
+    most: int = 4,  # guesses for each pass
+    gains: list = None,  # gets the number of tokens that each pass gave
+    allowed=None,  # bool (V,): what may be written; None: all
+):
+    "Yield the greedy tokens after `idx`, each a LongTensor (1,), as `GPT.stream` does."
+    ids, end = idx[0].tolist(), idx.size(1) + max_new_tokens
+    caches = model.new_caches(1, end)
+    while len(ids) < end:
+        guesses = list(guess(ids, min(most, end - len(ids) - 1)))
+        x = torch.tensor([ids + guesses], device=idx.device)[:, caches[0].length :]
+        x = model.hidden(x, caches)[0, -len(guesses) - 1 :]  # (guesses + 1, C)
+        logits = model.lm_head(x).float()  # (guesses + 1, V)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+        own, right = logits.argmax(-1).tolist(), 0
+        while right < len(guesses) and guesses[right] == own[right]:
+            right += 1
+        ids += own[: right + 1]  # the right guesses, and one token more
+        for cache in caches:
+            cache.length = len(ids) - 1  # forget the wrong ones
+        if gains is not None:
+            gains.append(right + 1)
+        yield from (torch.tensor([i], device=idx.device) for i in own[: right + 1])
+
+# %% ../nbs/09_speed.ipynb #266c4656
+def drafted(model):  # with the tokens of the model that it guesses for
+    "A function for `speculate` that lets `model` write its guesses, greedily."
+    quick = fast(model)
+
+    def guess(ids, most):
+        seen = torch.tensor([ids[-(model.block_size - most) :]])
+        seen = seen.to(model.lm_head.weight.device)
+        return quick.generate(seen, most)[0, seen.size(1) :].tolist() if most else []
+
+    return guess
+
+# %% ../nbs/09_speed.ipynb #e9e12d90
+@patch
+def guessed(self: Fast, idx, n, temperature=1.0, do_sample=False, top_k=None, *args, **more):
+    "`stream`, with several tokens in a pass."
+    names = 'top_p', 'stop_tokens', 'use_cache', 'generator', 'allowed'
+    more = dict(zip(names, args)) | more
+    V = self.config.vocab_size
+    idx, stops = checks.check_idx(idx, V), checks.check_stops(more.get('stop_tokens'), V)
+    allowed = checks.check_allowed(more.get('allowed'), V)
+    n, *_ = checks.check_sampling(n, temperature, top_k, more.get('top_p'))
+    for rows in range(2, 6):
+        self.ready([0] * rows)
+    for new in speculate(self.ready(idx), idx, n, self.guess, allowed=allowed):
+        yield new
+        if new.item() in stops:
+            return
+
+# %% ../nbs/09_speed.ipynb #a381562a
+class StaticStep:
+    "One token for each of B texts, with shapes that never change, so that it can be recorded."
+
+    def __init__(self, model, batch: int, room: int):  # a GPT in eval mode; tokens of room
+        w, c = model.lm_head.weight, model.config
+        self.model, self.graph = model, None
+        self.ids = torch.zeros(batch, 1, dtype=torch.long, device=w.device)
+        self.position = torch.zeros(1, dtype=torch.long, device=w.device)
+        self.places = torch.arange(room, device=w.device)
+        size = batch, c.n_head, room, c.n_embd // c.n_head
+        new = lambda: torch.zeros(size, device=w.device, dtype=w.dtype)
+        self.caches = [(new(), new()) for _ in model.transformer.h]
+
+    def step(self):
+        t, mask = self.model.transformer, self.places <= self.position  # (room,)
+        x = t.wte(self.ids) + t.wpe(self.position)  # (B, 1, C)
+        for block, (keys, values) in zip(t.h, self.caches):
+            q, k, v = block.attn.c_attn(block.ln_1(x)).chunk(3, -1)  # each (B, 1, C)
+            q, k, v = (z.unflatten(-1, (keys.size(1), -1)).transpose(1, 2) for z in (q, k, v))
+            keys.index_copy_(2, self.position, k)  # (B, nh, room, hs)
+            values.index_copy_(2, self.position, v)
+            y = F.scaled_dot_product_attention(q, keys, values, mask[None])
+            x = x + block.attn.c_proj(y.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.ln_2(x))
+        return self.model.lm_head(t.ln_f(x))[:, 0]  # (B, V)
+
+    def record(self):
+        "Record the step as a CUDA graph; the memory of its result is used again each time."
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # so that libraries are ready
+                self.step()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = self.step()
+
+    def __call__(self, ids, position: int):  # (B,)
+        "Logits (B, V) after token `position` of each text."
+        self.ids.copy_(ids[:, None])
+        self.position.fill_(position)
+        if self.graph is None:
+            return self.step()
+        self.graph.replay()
+        return self.logits
+
+
+@torch.inference_mode()
+def write_static(step: StaticStep, idx, n: int):  # integers (B, T) -> (B, T + n)
+    "Greedy tokens, one call of `step` for each position, those of the prompt too."
+    for position in range(idx.size(1) + n - 1):
+        logits = step(idx[:, position], position)
+        if position == idx.size(1) - 1:
+            idx = torch.cat((idx, logits.argmax(-1, keepdim=True)), dim=1)
+    return idx
+
+# %% ../nbs/09_speed.ipynb #ba72f2e5
+def get_config() -> CfgNode:
+    "The settings of `mingpt-nb generate`: those of chapter 05, and `bits`."
+    return plain_config().extend(bits=None).freeze(bits=int | None)
+
+
+def main(args: list = None, **more):  # default: `sys.argv[1:]`; for chapter 05's `main`
+    "Print continuations of a prompt as they come. `ConfigError` for what cannot be: `get_config`."
+    config = get_config()
+    plain_main(args, config, lambda model: fast(model, config.bits), **more)

@@ -105,15 +105,15 @@ MAY_BE_NONE = {
     'trainer.progress trainer.work_dir '
     'trainer.checkpoint_every trainer.resume',
     'chargpt': 'system.threads text.file sample.top_k sample.top_p trainer.eval_every',
-    'generate': 'top_k top_p seed',
+    'generate': 'top_k top_p seed bits',
 }
 
 
 def test_none_where_it_can_be():
-    from mingpt_nb import gpt2
+    from mingpt_nb import speed
 
     for command, names in MAY_BE_NONE.items():
-        config = dict(adder=adder, chargpt=chargpt, generate=gpt2)[command].get_config()
+        config = dict(adder=adder, chargpt=chargpt, generate=speed)[command].get_config()
         config.merge_from_args([f'--{name}=None' for name in names.split()])
 
 
