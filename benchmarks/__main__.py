@@ -32,7 +32,7 @@ PLAN = {
     'bpe': ('bpe.py --size 4000000', 200),
     'train': ('train.py', 260),
     'processes': ('train.py processes --rounds 5', 140),
-    'generate': ('generate.py', 220),
+    'generate': ('generate.py', 330),
     'llama': ('llama.py', 90),
     'products': ('products.py', 60),
     'bare': ('bare.py', 30),
@@ -40,6 +40,7 @@ PLAN = {
     'chargpt': ('chargpt.py steps --rounds 7', 100),
     'adder': ('adder.py', 260),
 }
+LIBRARIES = 'mingpt-nb torch numpy transformers tokenizers tiktoken ctranslate2'.split()
 TOTAL = 19 * 60  # seconds for all of them
 
 
@@ -69,7 +70,7 @@ def machine():
         cpu=cpu,
         cores=cores,
         system=f'{platform.system()} {platform.machine()}',
-        versions=versions('mingpt-nb', 'torch', 'numpy', 'transformers', 'tokenizers', 'tiktoken'),
+        versions=versions(*LIBRARIES),
     )
 
 

@@ -151,6 +151,24 @@ def ratio_table(rows):
     )
 
 
+def machines(folder):
+    "The results of all machines in a folder."
+    found = [read(path) for path in sorted(Path(folder).glob('*-cores.json'))]
+    return [result for result in found if 'machine' in result]
+
+
+def side_by_side(results, run):
+    """A run on several machines: a line for each comparison, and for each machine the ratio, with
+    its extremes; empty where it was not measured."""
+    lines = {}
+    for place, result in enumerate(results):
+        for r in picked(result, run):
+            line = lines.setdefault((r['what'], r['peer']), [''] * len(results))
+            line[place] = f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
+    names = [result['machine']['cpu'] for result in results]
+    return table(['what', 'against', *names], [[*key, *line] for key, line in lines.items()])
+
+
 def scaling_table(rows, exponents):
     "One line for each axis: its ends, the exponents, the bound."
     lines = []
