@@ -12,7 +12,6 @@ __all__ = ['CLOCK', 'STOCK', 'BARE', 'WAYS', 'NEAR', 'UNTUNED', 'MEASURED', 'few
            'adds_exactly', 'look_up', 'speculate', 'drafted', 'StaticStep', 'write_static', 'get_config', 'main']
 
 # %% ../nbs/09_speed.ipynb #649d69d4
-import copy
 import functools
 import threading
 import time
@@ -114,7 +113,8 @@ def twin(m: nn.Module, seen: dict = None):  # {id of a module: its twin}
     seen = {} if seen is None else seen
     if id(m) in seen or touched(m):
         return seen.get(id(m), m)
-    new = seen[id(m)] = copy.copy(m)
+    new = seen[id(m)] = object.__new__(type(m))
+    vars(new).update(vars(m))  # the same weights, the same settings
     new._modules = {name: child and twin(child, seen) for name, child in m._modules.items()}
     new.training = False
     whole = not isinstance(m, Block) or is_stock(m.attn) and is_stock(m.mlp)
