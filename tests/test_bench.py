@@ -92,6 +92,7 @@ def test_table_and_pictures_are_written(results):
         'generate',
         'products',
         'bare',
+        'llama',
         'adder',
         'time',
         'memory',
