@@ -5,10 +5,13 @@ BIN := .venv/bin
 STRICT := error,default:Guards may run slower on Python,default:Skipping overload body check due to a known CPython,default:CUDA initialization,default:Can't initialize NVML,default:Failed to initialize NumPy
 META := settings.ini setup.py pyproject.toml constraints.txt
 
-.PHONY: demo lint format weights test chapters check twice portable avx2 bench docs smalldocs preview readme outputs clean
+.PHONY: demo speak lint format weights test chapters check twice portable avx2 bench docs smalldocs preview readme outputs clean
 
 demo: .venv/demo  ## train a GPT to add, and test it
 	$(BIN)/mingpt-nb adder
+
+speak: .venv/demo  ## fetch a small model of today, and let it continue a sentence
+	$(BIN)/mingpt-nb generate --model="$$($(BIN)/mingpt-nb weights)" --temperature=0.7 --seed=1 "The sun rises in the"
 
 CODE := nbs tests benchmarks setup.py
 lint: .venv/dev  ## is all code, that of the notebooks too, written as pyproject.toml says?

@@ -1,4 +1,4 @@
-"""What to expect of SmolLM2-135M on this machine: seconds to load it, the memory of the process, and
+"""What to expect of SmolLM2-135M on this machine: seconds to load, the memory of the process, and
 tokens per second, greedy, in float32 and bfloat16, beside transformers with the same weights.
 
     make weights && python benchmarks/llama.py

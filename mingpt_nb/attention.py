@@ -25,12 +25,14 @@ def attention_weights(q, k) -> torch.Tensor:
     return scores.masked_fill(~mask, -torch.inf).softmax(-1)
 
 # %% ../nbs/01_attention.ipynb #23bcda38
-def attend(q, k, v, dropout_p=0.0):
+def attend(q, k, v, dropout_p=0.0, mask=None):  # mask: other than `causal_mask`, see chapter 10
     "`attention_weights(q, k) @ v` in one call, weights dropped with probability `dropout_p`."
     T, S = q.shape[-2], k.shape[-2]
-    mask = causal_mask(T, S, q.device) if 1 < T < S else None
+    whole = mask is None and T == S
+    if mask is None and 1 < T < S:
+        mask = causal_mask(T, S, q.device)
     q, grouped = q.to(k.dtype), q.shape[:-2] != k.shape[:-2]  # fewer keys: see chapter 10
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, T == S, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, whole, enable_gqa=grouped)
 
 # %% ../nbs/01_attention.ipynb #c663ae9d
 class KVCache:
@@ -66,7 +68,7 @@ class CausalSelfAttention(nn.Module):
         self.attn_dropout = nn.Dropout(config.attn_pdrop)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x, cache=None, need_weights=False):
+    def forward(self, x, cache=None, need_weights=False, mask=None):
         "x (B, T, C) -> y (B, T, C), or (y, weights (B, nh, T, past + T), from before dropout)."
         B, T, C = x.shape
         nh = self.n_head
@@ -80,7 +82,7 @@ class CausalSelfAttention(nn.Module):
             weights = attention_weights(q, k)  # (B, nh, T, S)
             y = self.attn_dropout(weights) @ v  # (B, nh, T, hs)
         else:
-            y = attend(q, k, v, self.attn_dropout.p if self.training else 0.0)
+            y = attend(q, k, v, self.attn_dropout.p if self.training else 0.0, mask)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
         y = self.c_proj(y.to(x.dtype))
         if self.training:

@@ -6,12 +6,13 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/checks.html.md"""
 
 # %% auto #0
 __all__ = ['SIZES', 'PRESETS', 'LLAMAS', 'ROPES', 'CHOICES', 'as_integer', 'as_number', 'as_tensor', 'check_ids', 'check_idx',
-           'check_targets', 'check_stops', 'check_allowed', 'check_prompt', 'check_sampling', 'check_logits',
-           'check_preset', 'check_model', 'count_params', 'check_memory', 'default_config', 'complete', 'check_rope',
-           'check_llama', 'known_ids', 'check_fit', 'check_addition', 'check_addend', 'check_length', 'default_run',
-           'check_config', 'check_schedule', 'check_room', 'check_optimizable', 'check_batch', 'TrainingDiverged',
-           'diverged', 'check_finite', 'check_loss', 'check_weights', 'check_sequence', 'check_stride',
-           'check_generate', 'as_config_error', 'check_one_text', 'check_characters', 'check_items']
+           'check_targets', 'check_stops', 'check_allowed', 'check_prompt', 'pad_left', 'pads_left', 'places',
+           'left_mask', 'unpad', 'check_sampling', 'check_logits', 'check_preset', 'check_model', 'count_params',
+           'check_memory', 'default_config', 'complete', 'check_rope', 'check_llama', 'known_ids', 'check_fit',
+           'check_addition', 'check_addend', 'check_length', 'default_run', 'check_config', 'check_schedule',
+           'check_room', 'check_optimizable', 'check_batch', 'TrainingDiverged', 'diverged', 'check_finite',
+           'check_loss', 'check_weights', 'check_sequence', 'check_stride', 'check_generate', 'as_config_error',
+           'check_one_text', 'check_characters', 'check_items']
 
 # %% ../nbs/95_checks.ipynb #2c823d1d
 import math
@@ -208,6 +209,74 @@ def check_prompt(
     mask = check_allowed(allowed, vocab_size)
     banned = torch.zeros(vocab_size, dtype=torch.bool) if mask is None else ~mask
     return idx, stops.to(idx.device), banned.to(idx.device)
+
+# %% ../nbs/95_checks.ipynb #10a3c012
+def pad_left(
+    idx,  # (B, T), or a list of rows of several lengths
+) -> tuple:  # (idx, ()), or ((B, longest), (how many places of each row are empty,))
+    "Rows of several lengths as one tensor. `ValueError` for a row without a token."
+    if isinstance(idx, torch.Tensor) or not isinstance(idx, (list, tuple)):
+        return idx, ()
+    if not all(isinstance(row, Iterable) and getattr(row, 'ndim', 1) == 1 for row in idx):
+        return idx, ()
+    rows = [as_tensor(row) for row in idx]
+    sizes = [len(row) for row in rows]
+    if len(set(sizes)) < 2:
+        return idx, ()
+    if 0 in sizes:
+        raise ValueError(f'row {sizes.index(0)} of idx has no token: each needs one or more')
+    whole = rows[0].new_zeros(len(rows), max(sizes), dtype=torch.long)
+    for line, row in zip(whole, rows):
+        line[len(line) - len(row) :] = row
+    return whole, (torch.tensor([max(sizes) - n for n in sizes], device=whole.device),)
+
+
+def pads_left(
+    pads,  # (B,), or None
+    slid: int,  # how many places the window has moved, if above 0
+):  # -> {'pads': (B,)}, or {}
+    "The empty places that the window still has in front of each row."
+    return {} if pads is None else dict(pads=(pads - max(0, slid)).clamp(min=0))
+
+
+def places(
+    start: int,  # of the first of the columns
+    T: int,  # columns
+    pads=None,  # (B,), or None
+):  # -> a slice, or integers (B, T)
+    "The positions of the next T columns, counted from where each row begins."
+    if pads is None:
+        return slice(start, start + T)
+    return (torch.arange(start, start + T, device=pads.device) - pads[:, None]).clamp(min=0)
+
+
+def left_mask(
+    start: int,  # as for `places`
+    T: int,
+    pads=None,
+):  # -> {'mask': BoolTensor (B, 1, T, start + T)}, or {}
+    """What attention needs besides: True where a column may look, at what is not after it and not
+    before its row begins; and at itself."""
+    if pads is None:
+        return {}
+    there = torch.arange(start + T, device=pads.device)
+    here = there[start:, None]  # (T, 1)
+    seen = (there <= here) & (there >= pads[:, None, None])  # (B, T, start + T)
+    return dict(mask=(seen | (there == here))[:, None])
+
+
+def unpad(
+    out,  # (B, T + n)
+    T: int,  # columns of the prompts
+    stop_tokens,  # see `check_stops`
+    pads,  # (B,)
+) -> list:  # of LongTensors
+    "Each row from its first token to the first stop token after its prompt, as if it were alone."
+    stops, rows = [] if stop_tokens is None else as_tensor(stop_tokens).flatten().tolist(), []
+    for row, n in zip(out, pads.tolist()):
+        ends = [i for i, token in enumerate(row[T:].tolist(), T + 1) if token in stops]
+        rows.append(row[n : ends[0] if ends else None])
+    return rows
 
 # %% ../nbs/95_checks.ipynb #0356b915
 def check_sampling(

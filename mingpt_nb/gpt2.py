@@ -117,7 +117,8 @@ def to_hf(model: GPT):
 # %% ../nbs/05_gpt2.ipynb #593b827a
 def end_id(tokenizer, default: int = None):  # -> int or None
     "The id of the token that ends a text; `default` for a tokenizer without special tokens."
-    return getattr(tokenizer, 'special_tokens', {END: default}).get(END)
+    end = getattr(tokenizer, 'eos_id', None)  # that of a model of chapter 10 may have another name
+    return getattr(tokenizer, 'special_tokens', {END: default}).get(END) if end is None else end
 
 
 def save_pretrained(model: GPT, folder, tokenizer=None, config=hf_config, state=hf_state):
@@ -200,7 +201,8 @@ def surprise_html(model: GPT, tokenizer, text: str, stride: int = None) -> str:
 # %% ../nbs/05_gpt2.ipynb #6e321e06
 def prompt_ids(model: GPT, tokenizer, prompt: str) -> torch.Tensor:  # '': from <|endoftext|>
     "The ids to continue, (1, T), on the model's device. `ValueError` for none, or for wrong ones."
-    ids = tokenizer.encode(prompt) or [end_id(tokenizer)]
+    first = [tokenizer.bos_id] if getattr(tokenizer, 'add_bos', False) else []  # as Llama 3 wants
+    ids = first + tokenizer.encode(prompt) or [end_id(tokenizer)]
     if ids == [None]:
         raise ValueError(f'this tokenizer has no {END} to start from: give a prompt')
     return checks.check_idx([ids], model.config.vocab_size).to(model.lm_head.weight.device)
@@ -211,12 +213,12 @@ def stream_text(
 ):
     """Yield the continuation of `ids`, from `prompt_ids`, piece by piece: whole characters only, up
     to <|endoftext|>. Settings and errors are those of `GPT.stream`."""
-    end = end_id(tokenizer)
-    stops = [end] if end is not None and end < model.config.vocab_size else []  # it may lack it
+    ends = {end_id(tokenizer), getattr(tokenizer, 'special_tokens', {}).get(END)} - {None}
+    stops = [end for end in ends if end < model.config.vocab_size]  # it may lack it
     more = dict(generator=generator, allowed=checks.known_ids(tokenizer))
     knobs = temperature, True, top_k, top_p
     steps = model.stream(ids, max_new_tokens, *knobs, stop_tokens=stops, **more)
-    new = takewhile(lambda i: i != end, (step.item() for step in steps))
+    new = takewhile(lambda i: i not in ends, (step.item() for step in steps))
     yield from filter(None, pieces(tokenizer, new))
 
 # %% ../nbs/05_gpt2.ipynb #bb50aefb

@@ -114,7 +114,7 @@ class GroupedAttention(nn.Module):
         self.q_norm = RMSNorm(hs, c.rms_norm_eps) if normed else nn.Identity()
         self.k_norm = RMSNorm(hs, c.rms_norm_eps) if normed else nn.Identity()
 
-    def forward(self, x, turn, cache=None, need_weights=False):  # turn: from `rotations`
+    def forward(self, x, turn, cache=None, mask=None, need_weights=False):  # turn: `rotations`
         "x (B, T, C) -> y (B, T, C), or (y, weights (B, n_head, T, past + T))."
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, n_head, T, hs)
@@ -124,7 +124,7 @@ class GroupedAttention(nn.Module):
         k = rotate(self.k_norm(k), *turn)
         if cache is not None:
             k, v = cache.append(k, v)  # each (B, n_kv_head, S, hs): all so far
-        y = attend(q, k, v, self.attn_pdrop if self.training else 0.0)  # (B, n_head, T, hs)
+        y = attend(q, k, v, self.attn_pdrop if self.training else 0.0, mask)  # (B, n_head, T, hs)
         y = y.transpose(1, 2).reshape(B, T, -1)  # heads side by side again
         y = self.o_proj(y.to(x.dtype))
         if not need_weights:
@@ -182,8 +182,8 @@ class LlamaBlock(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.n_embd, config.rms_norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x, turn, cache: KVCache = None):
-        x = x + self.self_attn(self.input_layernorm(x), turn, cache)
+    def forward(self, x, turn, cache: KVCache = None, **mask):
+        x = x + self.self_attn(self.input_layernorm(x), turn, cache, **mask)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x
 
@@ -214,14 +214,22 @@ class Llama(GPT):
         idx = checks.check_idx(idx, self.config.vocab_size, start, self.block_size)
         return self.model.embed_tokens(idx)
 
-    def hidden(self, idx, caches: list = None):  # (B, T); one `KVCache` per layer, or none
+    def hidden(self, idx, caches: list = None, **left):  # (B, T); a `KVCache` per layer, or none
         "The stream after the last norm: (B, T, n_embd)."
         start = caches[0].length if caches else 0
         x = self.embed(idx, start)
-        turn = rotations(self.config, torch.arange(start, start + x.size(1), device=x.device))
+        mask = checks.left_mask(start, x.size(1), **left)
+        turn = self.angles(start, x.size(1), **left)
         for i, layer in enumerate(self.model.layers):
-            x = layer(x, turn, caches[i] if caches else None)  # (B, T, C)
+            x = layer(x, turn, caches[i] if caches else None, **mask)  # (B, T, C)
         return self.model.norm(x)
+
+    def angles(self, start: int, T: int, pads=None):  # of T positions from `start` on
+        "As `rotations`, two of (T, hs / 2), or of (B, 1, T, hs / 2) for rows with pads in front."
+        at = torch.arange(start, start + T, device=self.lm_head.weight.device)
+        if pads is not None:
+            at = checks.places(start, T, pads)[:, None]  # (B, 1, T)
+        return rotations(self.config, at)
 
     def new_caches(self, batch_size: int, max_len: int):
         "As `GPT.new_caches`, with `n_kv_head` heads."
@@ -235,7 +243,7 @@ def attention_weights(self: Llama, idx):  # integers (B, T), T at most block_siz
     "How much each position looks at each before it: (n_layer, B, n_head, T, T), without dropout."
     with evaluating(self), torch.no_grad():
         x, found = self.embed(idx), []
-        turn = rotations(self.config, torch.arange(x.size(1), device=x.device))
+        turn = self.angles(0, x.size(1))
         for layer in self.model.layers:
             found.append(layer.self_attn(layer.input_layernorm(x), turn, need_weights=True)[1])
             x = layer(x, turn)
@@ -345,14 +353,18 @@ def save_pretrained(self: Llama, folder, tokenizer=None):
 Llama.from_pretrained = staticmethod(load_pretrained)
 
 # %% ../nbs/10_llama.ipynb #10b000d1
-def load(name_or_path, device='auto'):  # a folder of a model or a run, or a name on the hub
+def load(name_or_path, device='auto'):  # a folder of a model or a run, a GGUF, a name on the hub
     "A GPT-2 or a Llama in eval mode, and its tokenizer. `ValueError` if it is none, or has none."
     folder, hf, _ = weights.open_folder(name_or_path)
     if hf.get('model_type') not in [*checks.LLAMAS]:
         return gpt2.load(folder, device)
-    model, tokenizer = load_pretrained(folder), gpt2.read_tokenizer(folder)
+    if folder.is_dir():
+        tokenizer = gpt2.read_tokenizer(folder)
+    else:
+        tokenizer = weights.gguf_tokenizer(weights.GGUF(folder).meta)
     if tokenizer is None:
         raise ValueError(f'no tokenizer in {folder}: tokenizer.json, or vocab.json and merges.txt')
+    model = load_pretrained(folder)
     checks.check_fit(tokenizer, model.config.vocab_size, folder)
     return model.to(pick_device(device)), tokenizer
 

@@ -60,8 +60,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache: KVCache = None):  # cache: of this layer, when generating
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(self, x, cache: KVCache = None, **mask):  # cache: of this layer, when generating
+        x = x + self.attn(self.ln_1(x), cache, **mask)
         return x + self.mlp(self.ln_2(x))
 
 # %% ../nbs/02_model.ipynb #21024e44
@@ -91,18 +91,21 @@ class GPT(nn.Module):
             self.lm_head.weight = t.wte.weight
         self.register_load_state_dict_pre_hook(fit_names)  # also of a compiled or wrapped model
 
-    def embed(self, idx, start: int = 0):  # (B, T); position of the first token
+    def embed(self, idx, start: int = 0, pads=None):  # (B, T); position of the first; chapter 10
         "Token plus position embeddings (B, T, n_embd). `ValueError` for wrong ids, or too many."
         idx = checks.check_idx(idx, self.config.vocab_size, start, self.block_size)
         t = self.transformer
-        x = t.wte(idx) + t.wpe.weight[start : start + idx.size(1)]  # (B, T, C) + (T, C)
+        at = checks.places(start, idx.size(1), pads)
+        x = t.wte(idx) + t.wpe.weight[at]  # (B, T, C) + (T, C)
         return t.drop(x) if self.training else x
 
-    def hidden(self, idx, caches: list = None):  # (B, T); one `KVCache` per layer, or none
+    def hidden(self, idx, caches: list = None, **left):  # (B, T); a `KVCache` per layer, or none
         "The stream after the last layer norm: (B, T, n_embd)."
-        x = self.embed(idx, caches[0].length if caches else 0)
+        start = caches[0].length if caches else 0
+        x = self.embed(idx, start, **left)  # (B, T, C)
+        mask = checks.left_mask(start, x.size(1), **left)
         for i, block in enumerate(self.transformer.h):
-            x = block(x, caches[i] if caches else None)  # (B, T, C)
+            x = block(x, caches[i] if caches else None, **mask)  # (B, T, C)
         return self.transformer.ln_f(x)
 
     def forward(self, idx, targets=None):  # integers (B, T); the token after each, -1: none
@@ -191,11 +194,12 @@ def new_caches(self: GPT, batch_size: int, max_len: int):  # tokens that they ha
 
 
 @patch
-def next_logits(self: GPT, idx, caches: list = None):  # all tokens so far (B, T), any T
+def next_logits(self: GPT, idx, caches: list = None, pads=None):  # all tokens so far (B, T)
     "Logits (B, V) for the token after `idx`; `caches` hold the first of its tokens."
     fits = caches and idx.size(-1) <= self.block_size  # else the window has slid
     new = idx[..., caches[0].length :] if fits else idx[..., -self.block_size :]
-    x = self.hidden(new, caches if fits else None)  # (B, new, C)
+    left = checks.pads_left(pads, idx.size(-1) - self.block_size)
+    x = self.hidden(new, caches if fits else None, **left)  # (B, new, C)
     return self.lm_head(x[:, -1])  # (B, C) -> (B, V): only the last is needed
 
 # %% ../nbs/02_model.ipynb #67f05a1d
@@ -203,7 +207,7 @@ def next_logits(self: GPT, idx, caches: list = None):  # all tokens so far (B, T
 @torch.inference_mode()
 def stream(
     self: GPT,
-    idx,  # integers (B, T), at least one token; longer than block_size: the last ones are seen
+    idx,  # integers (B, T), or rows of several lengths; of more than block_size the last are seen
     max_new_tokens: int,  # tokens to append
     temperature: float = 1.0,  # 0: greedy
     do_sample: bool = False,  # draw at random instead of taking the best
@@ -215,13 +219,14 @@ def stream(
     allowed=None,  # the ids that may be drawn, as from `known_ids(tokenizer)`; None: all
 ):
     "Yield the next token of each sequence, LongTensor (B,), up to `max_new_tokens` times."
+    idx, pads = checks.pad_left(idx)  # rows of several lengths: chapter 10
     idx, stops, banned = checks.check_prompt(self.config.vocab_size, idx, stop_tokens, allowed)
     n, temperature, top_k, top_p = checks.check_sampling(max_new_tokens, temperature, top_k, top_p)
     caches = self.new_caches(len(idx), idx.size(1) + n) if use_cache else None
     stopped = torch.zeros_like(idx[:, 0], dtype=torch.bool)
     for _ in range(n):
         with evaluating(self):
-            logits = self.next_logits(idx, caches).masked_fill(banned, -math.inf)  # (B, V)
+            logits = self.next_logits(idx, caches, *pads).masked_fill(banned, -math.inf)  # (B, V)
         new = draw(logits, temperature, do_sample, top_k, top_p, generator, at=idx.size(1))
         new = torch.where(stopped, idx[:, -1], new)  # what has ended repeats its end
         idx = torch.cat((idx, new[:, None]), dim=1)  # (B, T + 1)
@@ -233,11 +238,14 @@ def stream(
 # %% ../nbs/02_model.ipynb #d314346f
 @patch
 def generate(self: GPT, idx, max_new_tokens, temperature=1.0, do_sample=False, top_k=None, **more):
-    "`idx` with up to `max_new_tokens` tokens appended, LongTensor (B, T + n). `more`: as `stream`."
-    idx = checks.check_idx(idx, self.config.vocab_size)
+    """`idx` with up to `max_new_tokens` tokens appended, LongTensor (B, T + n); of rows of several
+    lengths a list of rows. `more`: as `stream`."""
+    rows, pads = checks.pad_left(idx)
+    rows = checks.check_idx(rows, self.config.vocab_size)
     with evaluating(self):  # once for all tokens
         new = list(self.stream(idx, max_new_tokens, temperature, do_sample, top_k, **more))
-    return torch.cat((idx, *(t[:, None] for t in new)), dim=1)
+    out = torch.cat((rows, *(t[:, None] for t in new)), dim=1)
+    return checks.unpad(out, rows.size(1), more.get('stop_tokens'), *pads) if pads else out
 
 # %% ../nbs/02_model.ipynb #926e7654
 @patch

@@ -57,11 +57,11 @@ class QuickAttention:
     """Put before `CausalSelfAttention` in a class: attention that computes its weights while
     training, unless the context is long and nothing is dropped."""
 
-    def forward(self, x, cache=None, need_weights=False):
+    def forward(self, x, cache=None, need_weights=False, mask=None):
         B, T, C = x.shape
         nh, p = self.n_head, self.attn_dropout.p
         if need_weights or not self.training or T > 512 and not p:
-            return super().forward(x, cache, need_weights)
+            return super().forward(x, cache, need_weights, mask)
         qkv = self.c_attn(x).view(B, T, 3, nh, C // nh)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2)  # each (B * nh, T, hs)
         future = torch.full((T, T), -torch.inf, dtype=q.dtype, device=q.device)

@@ -70,13 +70,13 @@ def bare_block(block: Block):
     norm_2, fc, act, proj = bare(block.ln_2), bare(m.c_fc), bare(m.act), bare(m.c_proj)
     C, nh = a.n_embd, a.n_head
 
-    def forward(x, cache=None):  # (B, T, C)
+    def forward(x, cache=None, mask=None):  # (B, T, C)
         B, T, _ = x.shape
         x = x.reshape(B * T, C)  # rows: torch multiplies them sooner than rows of rows
         q, k, v = c_attn(norm_1(x)).view(B, T, 3 * nh, C // nh).transpose(1, 2).chunk(3, 1)
         if cache is not None:
             k, v = cache.append(k, v)  # each (B, nh, S, hs)
-        y = attend(q, k, v).to(x.dtype)  # (B, nh, T, hs)
+        y = attend(q, k, v, mask=mask).to(x.dtype)  # (B, nh, T, hs)
         x = x + c_proj(y.transpose(1, 2).reshape(B * T, C))
         x = x + proj(act(fc(norm_2(x))))
         return x.view(B, T, C)
@@ -294,8 +294,10 @@ class Fast:
 
     def may_guess(self, idx, n, temperature=1.0, do_sample=False, *args, use_cache=True, **more):
         "Is there a `guess`, and is it one greedy text that fits the context?"
+        if self.guess is None or not use_cache or len(idx) != 1:
+            return False
         idx = torch.as_tensor(idx)
-        one = self.guess is not None and use_cache and idx.dim() == 2 and len(idx) == 1
+        one = idx.dim() == 2
         greedy = not do_sample or temperature == 0
         return one and greedy and isinstance(n, int) and idx.size(1) + n <= self.block_size
 

@@ -327,6 +327,21 @@ def test_both_trainers_take_it_and_a_run_is_resumed(tmp_path):
     assert scaling.flops_per_token(second.model, 8) > 0
 
 
+def test_prompts_of_several_lengths_give_the_tokens_that_each_gives_alone():
+    torch.manual_seed(3)
+    config = GPT.get_default_config()
+    config.merge_from_dict(dict(model_type='gpt-nano', vocab_size=50, block_size=8))
+    prompts = [torch.randint(50, (n,)) for n in (5, 1, 12, 8)]  # the context has 8 places
+    for model in new_llama().eval(), GPT(config).eval():
+        alone = [model.generate(row[None], 9)[0] for row in prompts]
+        for use_cache in True, False:
+            for row, want in zip(model.generate(prompts, 9, use_cache=use_cache), alone):
+                assert torch.equal(row, want)
+        lists = model.generate([row.tolist() for row in prompts], 9, stop_tokens=alone[1][4])
+        for row, prompt in zip(lists, prompts):
+            assert torch.equal(row, model.generate(prompt[None], 9, stop_tokens=alone[1][4])[0])
+
+
 @pytest.mark.skipif(smollm2() is None, reason='make weights')
 def test_smollm2_as_transformers_reads_the_same_file():
     pytest.importorskip('gguf')
