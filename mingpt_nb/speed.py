@@ -7,8 +7,8 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/speed.html.md"""
 # %% auto #0
 __all__ = ['CLOCK', 'STOCK', 'BARE', 'MANY', 'WAYS', 'NEAR', 'UNTUNED', 'MEASURED', 'EVERY', 'few', 'least_seconds', 'bare_norm',
            'bare', 'bare_block', 'touched', 'is_stock', 'twin', 'Product', 'linear', 'in_out', 'turned', 'by_fours',
-           'summed', 'packed', 'candidates', 'relative_error', 'sample', 'measure', 'quickest', 'Fast', 'marks_of',
-           'products_of', 'name_of', 'fast', 'half', 'half_packed', 'quantize', 'int8_naive', 'int8_weights',
+           'summed', 'packed', 'candidates', 'relative_error', 'sampled', 'measure', 'quickest', 'Fast', 'marks_of',
+           'products_of', 'name_of', 'fast', 'halved', 'halved_packed', 'quantize', 'int8_naive', 'int8_weights',
            'int8_both', 'adds_exactly', 'look_up', 'speculate', 'drafted', 'StaticStep', 'write_static', 'get_config',
            'main']
 
@@ -209,7 +209,7 @@ def relative_error(y, right) -> float:
     return ((y.float() - right.float()).norm() / right.float().norm().clamp(min=1e-9)).item()
 
 
-def sample(products: list, most: int = 2**21):  # `Product`s of one shape
+def sampled(products: list, most: int = 2**21):  # `Product`s of one shape
     "[(weight, bias)] of as many as have `most` numbers together; of a giant, its first rows."
     out, size = products[0].weight.shape
     whole, cut = max(1, most // (out * size)), max(1, min(out, most // size))
@@ -219,7 +219,7 @@ def sample(products: list, most: int = 2**21):  # `Product`s of one shape
 
 def measure(products: list, rows: int, bits: int = 32) -> dict:  # `Product`s of one shape
     "{way: seconds}, `linear` among them, of the ways that give on this machine what they should."
-    some, draws = sample(products), torch.Generator().manual_seed(0)
+    some, draws = sampled(products), torch.Generator().manual_seed(0)
     x = torch.randn(rows, some[0][0].shape[1], generator=draws).to(some[0][0].dtype)
     right, jobs = F.linear(x, *some[0]), {}
     for name, make in candidates(rows, bits).items():
@@ -392,22 +392,22 @@ def fast(
     return Fast(model, bits, tune, choices, guess)
 
 # %% ../nbs/09_speed.ipynb #6dbdd59a
-def half(weight, bias, rows=None):
+def halved(weight, bias, rows=None):
     "The weights in bfloat16, and the rows too for this product. A copy of half the size."
     weight, dtype = weight.bfloat16(), torch.bfloat16
     bias = None if bias is None else bias.to(dtype)
     return lambda x: F.linear(x.to(dtype), weight, bias).to(x.dtype)
 
 
-def half_packed(weight, bias, rows=None):
-    "`half`, in the order that oneDNN wants."
+def halved_packed(weight, bias, rows=None):
+    "`halved`, in the order that oneDNN wants."
     way = packed(weight.bfloat16(), None if bias is None else bias.bfloat16(), rows)
     return lambda x: way(x.bfloat16()).to(x.dtype)
 
 
 EVERY = [*range(1, 17), MANY]
-WAYS[16] = dict(half=(half, EVERY), half_packed=(half_packed, EVERY))
-NEAR[16], UNTUNED[16] = 0.02, 'half'
+WAYS[16] = dict(halved=(halved, EVERY), halved_packed=(halved_packed, EVERY))
+NEAR[16], UNTUNED[16] = 0.02, 'halved'
 
 # %% ../nbs/09_speed.ipynb #93f5b0c8
 def quantize(weight):
