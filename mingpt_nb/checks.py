@@ -166,7 +166,7 @@ def check_targets(
         raise ValueError(
             f'targets {tuple(targets.shape)} must have the shape of idx {tuple(shape)}'
         )
-    return check_ids(targets, logits.shape[-1], lowest=-1, name='targets')
+    return check_ids(targets, logits.shape[-1], lowest=-1, name='targets').to(logits.device)
 
 # %% ../nbs/95_checks.ipynb #d549bc92
 def check_stops(
@@ -202,9 +202,11 @@ def check_prompt(
     idx,  # (B, T), see `as_tensor`
     stop_tokens=None,  # see `check_stops`
     allowed=None,  # see `check_allowed`
+    device=None,  # that of the model; None: stay where `idx` is
 ) -> tuple:  # int64 (B, T); int64 (n,), the stops; BoolTensor (vocab_size,), not to be drawn
-    "What a text begins with, where it ends, and which ids it must not hold. `ValueError`."
-    idx = check_idx(idx, vocab_size)
+    """What a text begins with, where it ends, and which ids it must not hold, on one device.
+    `ValueError`."""
+    idx = check_idx(idx, vocab_size).to(device)
     stops = torch.tensor(check_stops(stop_tokens, vocab_size), dtype=torch.long)
     mask = check_allowed(allowed, vocab_size)
     banned = torch.zeros(vocab_size, dtype=torch.bool) if mask is None else ~mask
@@ -213,6 +215,7 @@ def check_prompt(
 # %% ../nbs/95_checks.ipynb #10a3c012
 def pad_left(
     idx,  # (B, T), or a list of rows of several lengths
+    device=None,  # where `pads` shall lie; None: where the rows are
 ) -> tuple:  # (idx, ()), or ((B, longest), (how many places of each row are empty,))
     "Rows of several lengths as one tensor. `ValueError` for a row without a token."
     if isinstance(idx, torch.Tensor) or not isinstance(idx, (list, tuple)):
@@ -228,7 +231,7 @@ def pad_left(
     whole = rows[0].new_zeros(len(rows), max(sizes), dtype=torch.long)
     for line, row in zip(whole, rows):
         line[len(line) - len(row) :] = row
-    return whole, (torch.tensor([max(sizes) - n for n in sizes], device=whole.device),)
+    return whole, (torch.tensor([max(sizes) - n for n in sizes], device=device or whole.device),)
 
 
 def pads_left(
@@ -723,7 +726,7 @@ def check_batch(
         warnings.warn(
             f'y is not x shifted by one: in item {b} of the first batch y[{t}]={y[b, t].item()} '
             f'but x[{t + 1}]={x[b, t + 1].item()}. If that is meant, set check_alignment=False',
-            stacklevel=3,
+            stacklevel=4,
         )
 
 # %% ../nbs/95_checks.ipynb #5a4204ce

@@ -49,7 +49,15 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from tqdm import tqdm
 
 # %% ../nbs/91_data.ipynb #075f6d1c
-from .checks import as_integer, check_config, check_optimizable, check_room, check_schedule
+from mingpt_nb.checks import (
+    as_integer,
+    check_batch,
+    check_config,
+    check_ids,
+    check_optimizable,
+    check_room,
+    check_schedule,
+)
 from .checks import check_weights as all_finite
 from .files import as_path
 from .utils import RunError, pick_device, say
@@ -1062,8 +1070,8 @@ def check_held_out(batches):  # (x, y)
 
 # %% ../nbs/91_data.ipynb #5e0c7c11
 class Prepared:
-    """What chapter 03's trainer has beside its loop. It has `config`, `model`, `optimizer`,
-    `train_dataset`, `eval_dataset`, `iter_num`."""
+    """What chapter 03's trainer has beside its loop. It has `config`, `model`, `device`,
+    `optimizer`, `loss`, `train_dataset`, `eval_dataset`, `iter_num`."""
 
     def find_device(self) -> str:
         "Where to train: what `config.device` means here. `ValueError` if it is not there."
@@ -1099,6 +1107,17 @@ class Prepared:
     def check_weights(self):
         "`TrainingDiverged` if a weight is not finite."
         all_finite(self)
+
+    def look_at(self, x, y):
+        """Before a batch leaves the CPU: `check_batch` for the first of a run, and `ValueError` for
+        ids that the model lacks if it goes where nobody could say which."""
+        if self.loss is None:
+            check_batch(x, y, self.config.check_alignment)
+        V = getattr(getattr(self.model, 'config', None), 'vocab_size', None)
+        if self.device.startswith('cpu') or V is None or x.is_floating_point():
+            return
+        check_ids(x, V)
+        check_ids(y, V, lowest=-1, name='targets')
 
     def held_out(self, dataset=None, max_batches: int = None):  # as for `eval`
         "The batches [x, y] that `eval` looks at. `ValueError` for data that it cannot measure."

@@ -147,7 +147,7 @@ def next_tokens(model: GPT, tokenizer, text: str, k: int = 10) -> list:
     given, known = [tokenizer.encode(text)], checks.known_ids(tokenizer)
     idx, _, banned = checks.check_prompt(V, given, allowed=known)
     with evaluating(model):
-        logits = model.next_logits(idx.to(model.lm_head.weight.device)).float().cpu()  # (1, V)
+        logits = model.next_logits(idx).float().cpu()  # (1, V)
     checks.check_logits(logits, position=idx.size(1))
     p, order = logits[0].masked_fill(banned, -math.inf).softmax(-1).topk(min(k, V))
     found = zip(order.tolist(), p.tolist())

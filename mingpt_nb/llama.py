@@ -212,7 +212,7 @@ class Llama(GPT):
     def embed(self, idx, start: int = 0):  # (B, T); position of the first token
         "Token embeddings (B, T, n_embd). `ValueError` for wrong ids, or too many."
         idx = checks.check_idx(idx, self.config.vocab_size, start, self.block_size)
-        return self.model.embed_tokens(idx)
+        return self.model.embed_tokens(idx.to(self.lm_head.weight.device))
 
     def hidden(self, idx, caches: list = None, **left):  # (B, T); a `KVCache` per layer, or none
         "The stream after the last norm: (B, T, n_embd)."

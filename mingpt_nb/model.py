@@ -96,7 +96,7 @@ class GPT(nn.Module):
         idx = checks.check_idx(idx, self.config.vocab_size, start, self.block_size)
         t = self.transformer
         at = checks.places(start, idx.size(1), pads)
-        x = t.wte(idx) + t.wpe.weight[at]  # (B, T, C) + (T, C)
+        x = t.wte(idx.to(t.wte.weight.device)) + t.wpe.weight[at]  # (B, T, C) + (T, C)
         return t.drop(x) if self.training else x
 
     def hidden(self, idx, caches: list = None, **left):  # (B, T); a `KVCache` per layer, or none
@@ -219,8 +219,9 @@ def stream(
     allowed=None,  # the ids that may be drawn, as from `known_ids(tokenizer)`; None: all
 ):
     "Yield the next token of each sequence, LongTensor (B,), up to `max_new_tokens` times."
-    idx, pads = checks.pad_left(idx)  # rows of several lengths: chapter 10
-    idx, stops, banned = checks.check_prompt(self.config.vocab_size, idx, stop_tokens, allowed)
+    V, device = self.config.vocab_size, self.lm_head.weight.device
+    idx, pads = checks.pad_left(idx, device)  # rows of several lengths: chapter 10
+    idx, stops, banned = checks.check_prompt(V, idx, stop_tokens, allowed, device)
     n, temperature, top_k, top_p = checks.check_sampling(max_new_tokens, temperature, top_k, top_p)
     caches = self.new_caches(len(idx), idx.size(1) + n) if use_cache else None
     stopped = torch.zeros_like(idx[:, 0], dtype=torch.bool)
@@ -244,7 +245,7 @@ def generate(self: GPT, idx, max_new_tokens, temperature=1.0, do_sample=False, t
     rows = checks.check_idx(rows, self.config.vocab_size)
     with evaluating(self):  # once for all tokens
         new = list(self.stream(idx, max_new_tokens, temperature, do_sample, top_k, **more))
-    out = torch.cat((rows, *(t[:, None] for t in new)), dim=1)
+    out = torch.cat((rows, *(t[:, None].to(rows.device) for t in new)), dim=1)
     return checks.unpad(out, rows.size(1), more.get('stop_tokens'), *pads) if pads else out
 
 # %% ../nbs/02_model.ipynb #926e7654

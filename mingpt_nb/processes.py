@@ -338,13 +338,15 @@ def shard(model: nn.Module):
     from the values of rank 0."""
     from torch.distributed.fsdp import fully_shard
 
+    kind = next(model.parameters()).device.type
+    mesh = dist.init_device_mesh(kind, (dist.get_world_size(),))  # else it would take a GPU
     for t in (*model.parameters(), *model.buffers()):
         dist.broadcast(t.data, 0)
     for m in list(model.modules()):
         if isinstance(m, nn.ModuleList):
             for block in m:
-                fully_shard(block)
-    fully_shard(model)
+                fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 # %% ../nbs/98_processes.ipynb #1e432cde
 @patch

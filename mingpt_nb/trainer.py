@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 
 # %% ../nbs/03_trainer.ipynb #2b42aa6b
 from .book import plot_run
-from .checks import check_batch, check_finite, check_loss, check_schedule
+from .checks import check_finite, check_loss, check_schedule
 from .checks import default_run as default_config
 from .data import NO_TARGETS, Items, Prepared, step_loader
 from .utils import evaluating, patch, running
@@ -101,8 +101,7 @@ class Trainer(Prepared):
             batches = iter(self.batches())
             while self.iter_num < self.stop:
                 x, y = next(batches)
-                if self.loss is None:
-                    check_batch(x, y, self.config.check_alignment)
+                self.look_at(x, y)
                 for group in self.optimizer.param_groups:
                     group['lr'] = lr_at(self.iter_num, self.config)
                 self.step(x.to(self.device), y.to(self.device))
@@ -173,6 +172,7 @@ def eval(
     total, targets = 0.0, 0
     with evaluating(self.model):
         for x, y in self.held_out(dataset, max_batches):
+            self.look_at(x, y)
             total += self.total_loss(x.to(self.device), y.to(self.device))
             targets += (y != -1).sum().item()
     if not targets:
