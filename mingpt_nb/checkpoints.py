@@ -28,7 +28,7 @@ from .runs import CheckpointError, OtherRun
 from .trainer import Trainer as PlainTrainer
 from .trainer import default_config as plain_config
 from .utils import CfgNode, ConfigError, hold, unwrap
-from .weights import as_stored, checkpoints
+from .weights import as_stored, checkpoints, is_adapted, learnt
 
 # %% ../nbs/07_checkpoints.ipynb #986e7ddb
 def rng_state(
@@ -70,7 +70,8 @@ def settings(trainer) -> dict:
         found['model'] = type(trainer.model).__name__
     if not hasattr(trainer, 'data_print'):
         trainer.data_print = runs.data_print(trainer.train_dataset)
-    found |= dict(
+        trainer.base_print = runs.base_print(trainer.model)  # {}, but in chapter 11
+    found |= trainer.base_print | dict(
         seed=trainer.seed,
         optimizer=type(trainer.optimizer).__name__,
         items=len(trainer.train_dataset),
@@ -127,10 +128,10 @@ def save(
     runs.first_does(engine, lambda: runs.check_target(folder))
     state = trainer_state(trainer, runs.rows_beside(trainer, folder))
     model = engine.whole_model()  # of many processes, one writes: chapter 08
-    size = runs.size_of(model.state_dict(), state['optimizer'])
+    size = runs.size_of(learnt(model.state_dict()), state['optimizer'])
 
     def write(part):
-        if isinstance(model, GPT):
+        if isinstance(model, GPT) and not is_adapted(model):  # chapter 11
             model.save_pretrained(part, tokenizer if hasattr(tokenizer, 'save') else None)
         else:
             runs.save_other(model, part)

@@ -99,7 +99,7 @@ def hf_config(model: GPT, end: int = None) -> dict:  # id of the token that ends
 
 def hf_state(model: GPT) -> dict:
     "The weights with Hugging Face's names and shapes, as views. A tied head is left out."
-    ours = {plain_name(n): t for n, t in model.state_dict().items()}
+    ours = weights.plain_state(model)
     if is_tied(model):
         del ours['lm_head.weight']
     return {n: t.t() if n.endswith(CONV1D) else t for n, t in ours.items()}

@@ -327,7 +327,7 @@ def hf_config(model: Llama, end: int = None) -> dict:  # id of the token that en
 
 def hf_state(model: Llama) -> dict:
     "The weights with Hugging Face's names. A tied head is left out."
-    ours = {plain_name(n): t for n, t in model.state_dict().items()}
+    ours = weights.plain_state(model)
     if unwrap(model).lm_head.weight is unwrap(model).model.embed_tokens.weight:
         del ours['lm_head.weight']
     return ours

@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from .utils import ConfigError, RunError, first_to_fail, layers, patch, set_seed
+from .weights import is_adapted
 
 # %% ../nbs/98_processes.ipynb #d7f5e317
 def keep_mask(
@@ -389,6 +390,8 @@ def check_wrappers(self: Processes):
             'the model is cut in slices already: give the trainer the model itself, and '
             "parallel='fsdp'"
         )
+    if self.trainer.config.parallel == 'fsdp' and is_adapted(model):
+        raise ConfigError("parallel='fsdp' takes no model with LoRA: so little learns; take 'ddp'")
     if self.trainer.config.parallel == 'fsdp' and not isinstance(model, self.takes):
         raise ConfigError(
             f"parallel='fsdp' takes a {self.takes.__name__}, whose whole copy can be made from its "

@@ -8,8 +8,8 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/runs.html.md"""
 __all__ = ['logger', 'FILES', 'FREE', 'ROUNDING', 'LEAVES', 'sync', 'CheckpointError', 'read_sums', 'check_target', 'discard',
            'write_folder', 'check', 'read_rows', 'Metrics', 'rows_beside', 'short_history', 'past', 'first_does',
            'size_of', 'save_other', 'Alone', 'read_state', 'check_optimizer', 'read_optimizer', 'fitting', 'replacing',
-           'needs_optimizer', 'read_weights', 'OtherRun', 'differences', 'data_print', 'check_same_run', 'prune',
-           'set_aside', 'set_aside_later', 'settle', 'tidy', 'Signals', 'mute_closed', 'WorkerDied', 'death',
+           'needs_optimizer', 'read_weights', 'OtherRun', 'differences', 'data_print', 'base_print', 'check_same_run',
+           'prune', 'set_aside', 'set_aside_later', 'settle', 'tidy', 'Signals', 'mute_closed', 'WorkerDied', 'death',
            'explain_death', 'Guard', 'TensorBoard']
 
 # %% ../nbs/97_runs.ipynb #d9bdbf32
@@ -39,7 +39,7 @@ from torch.utils._pytree import tree_leaves
 from .data import Items, collate, file_digest
 from .files import as_path, read_json, writing
 from .utils import ConfigError, make_folder, mute, need, patch, plain_name, unwrap
-from .weights import as_stored, checkpoints, held_out_loss
+from .weights import as_stored, checkpoints, held_out_loss, is_adapted, learnt
 
 logger = logging.getLogger(__name__)
 
@@ -253,15 +253,16 @@ def size_of(*states) -> int:
 
 
 def save_other(model, part):  # a module, and a folder
-    "Weights and class of a model that is no GPT."
+    "Class and weights of a model that is no GPT; or what was learnt beside the weights of one."
     weights = {}
-    for name, t in model.state_dict(keep_vars=True).items():
+    for name, t in learnt(model.state_dict(keep_vars=True)).items():
         if not any(t is other for other in weights.values()):  # tied weights are one
             weights[plain_name(name)] = t
     save_file(
         {name: t.detach().contiguous() for name, t in weights.items()}, part / 'model.safetensors'
     )
-    about = dict(weights_of=f'{type(model).__module__}.{type(model).__qualname__}')
+    key = 'beside' if is_adapted(model) else 'weights_of'
+    about = {key: f'{type(model).__module__}.{type(model).__qualname__}'}
     (part / 'config.json').write_text(json.dumps(about), encoding='utf-8')
 
 # %% ../nbs/97_runs.ipynb #e8631b11
@@ -329,7 +330,7 @@ class Alone:
 
     def _tensors(self):
         named = unwrap(self.trainer.model).state_dict(keep_vars=True)
-        return {plain_name(name): t for name, t in named.items()}
+        return {plain_name(name): t for name, t in learnt(named).items()}
 
     @torch.no_grad()
     def set_weights(self, weights: dict):  # from `read_weights`
@@ -567,6 +568,21 @@ def _item_sum(*tensors):
         [f'{t.double().abs().mean():.3g}'] if t.is_floating_point() else t.tolist() for t in tensors
     ]
     return f'{zlib.crc32(json.dumps(said).encode()):08x}'
+
+
+def base_print(model) -> dict:
+    """Of a model with numbers beside its matrices: a checksum of all that does not learn, and what
+    stands beside. {} of another."""
+    if not is_adapted(model):
+        return {}
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    frozen = [p.detach().contiguous() for p in model.parameters() if not p.requires_grad]
+    sums = [p.view(bits[p.element_size()]).sum(dtype=torch.int64).item() for p in frozen]
+    beside = [f'{n}: {m}' for n, m in model.named_modules() if hasattr(m, 'merged')]
+    return dict(
+        base=f'{zlib.crc32(json.dumps(sums).encode()):08x}',
+        beside=f'{len(beside)} layers, {zlib.crc32(json.dumps(beside).encode()):08x}',
+    )
 
 # %% ../nbs/97_runs.ipynb #7f56a2d2
 def check_same_run(

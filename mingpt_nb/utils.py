@@ -602,11 +602,13 @@ def _restore(modes):
 def decay_groups(
     model,  # a torch Module
 ):  # -> (decayed, not decayed)
-    "Two lists of parameters: matrices of linear layers; all others, a tied embedding among them."
+    """Two lists of the parameters that learn: matrices of linear layers; all others, a tied
+    embedding among them."""
     linear = {m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)}
     tables = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    decayed = [p for p in model.parameters() if p in linear - tables]
-    return decayed, [p for p in model.parameters() if p not in linear - tables]
+    learn = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in learn if p in linear - tables]
+    return decayed, [p for p in learn if p not in linear - tables]
 
 # %% ../nbs/90_utils.ipynb #5e0c7b06
 def cache_kind(
@@ -728,7 +730,7 @@ def started(
 
 def prepare(config, build):
     "The trainer, and the folders of its run. `ConfigError` for whatever would stop the run later."
-    given = {k: getattr(config.model, k) for k in ('vocab_size', 'block_size')}
+    given = {k: getattr(config.model, k, None) for k in ('vocab_size', 'block_size')}
     config.trainer.work_dir = config.trainer.work_dir or config.system.work_dir
     try:
         trainer = build(config)
@@ -737,7 +739,7 @@ def prepare(config, build):
     except ValueError as e:
         raise ConfigError(str(e)) from e
     for name, value in given.items():
-        decided = getattr(config.model, name)
+        decided = getattr(config.model, name, value)
         if value not in (None, decided):
             raise ConfigError(f'model.{name} follows from the data: it is {decided}, not {value}')
     for name in 'model', 'training.png':  # what is in the way of the results is better found now
