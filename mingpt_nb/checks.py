@@ -9,10 +9,10 @@ __all__ = ['SIZES', 'PRESETS', 'LLAMAS', 'ROPES', 'CHOICES', 'as_integer', 'as_n
            'check_targets', 'check_stops', 'check_allowed', 'check_prompt', 'pad_left', 'pads_left', 'places',
            'left_mask', 'unpad', 'check_sampling', 'check_logits', 'check_preset', 'check_model', 'count_params',
            'check_memory', 'default_config', 'complete', 'check_rope', 'check_llama', 'known_ids', 'check_fit',
-           'check_addition', 'check_addend', 'check_length', 'default_run', 'check_config', 'check_schedule',
-           'check_room', 'check_optimizable', 'check_batch', 'TrainingDiverged', 'diverged', 'check_finite',
-           'check_loss', 'check_weights', 'check_sequence', 'check_stride', 'check_generate', 'as_config_error',
-           'check_one_text', 'check_characters', 'check_items']
+           'check_addition', 'check_addend', 'check_length', 'check_choice', 'default_run', 'check_config',
+           'check_schedule', 'check_room', 'check_optimizable', 'check_batch', 'TrainingDiverged', 'diverged',
+           'check_finite', 'check_loss', 'check_weights', 'check_sequence', 'check_stride', 'check_generate',
+           'as_config_error', 'check_one_text', 'check_characters', 'check_items']
 
 # %% ../nbs/95_checks.ipynb #2c823d1d
 import math
@@ -586,6 +586,16 @@ def check_length(
     "`ValueError` if the model has fewer places than a problem has tokens."
     if n > block_size:
         raise ValueError(f'problems of {n} tokens do not fit a model with block_size={block_size}')
+
+# %% ../nbs/95_checks.ipynb #13b0c002
+def check_choice(
+    name: str,  # of the setting
+    value,  # of any kind
+    allowed,  # the names that there are
+):
+    "`ConfigError` unless `value` is one of them."
+    if not isinstance(value, str) or value not in allowed:
+        raise ConfigError(f'{name} must be {" or ".join(map(repr, allowed))}, got {value!r}')
 
 # %% ../nbs/95_checks.ipynb #5e0c7c05
 def default_run() -> CfgNode:

@@ -871,6 +871,7 @@ class Joint:
 COMMANDS = {  # command: (module of this package, what it does)
     'adder': ('adder', 'train a GPT to add numbers, and test it'),
     'chargpt': ('chargpt', 'train a GPT on the characters of a text of yours'),
+    'pixels': ('pixels', 'train a GPT to draw digits, and to read them'),
     'generate': ('llama', 'continue a text, with GPT-2, a Llama or a model of yours'),
     'weights': ('data', 'fetch the weights of a small model that speaks'),
 }

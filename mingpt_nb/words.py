@@ -28,6 +28,7 @@ from .files import SPLITS, read_merges, write_model_tokenizer
 # %% ../nbs/94_words.ipynb #c4a73d7a
 DATA = Path(mingpt_nb.__file__).parent / 'data'
 SHA256 = {
+    'digits.txt.bz2': 'ff54dc310224da0c86f27a58309c897434938dfcef20b92fcea4d01ec169d249',
     'gpt2-vocab.bpe.bz2': '4d7802a93e83d124cb1c1f3f6ed047cf6cd2b1034dbcd942a9f2c7107f9c76a3',
     'python-manual.txt.bz2': '9014df7a7f252e55394711341008151546b557319e193e8d56723894b2ed5c89',
     'unicode-16.txt.bz2': '5fc2fc09c7c41603a662af550f463d85e826c24d94c5d9614c463b19f4f2fe04',

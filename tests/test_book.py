@@ -190,6 +190,13 @@ VARIES = {
     '09_speed 01f65ae0': 'which ways to multiply a processor likes',
     '09_speed d59f800f': 'which ways to multiply a processor likes',
     '09_speed f6e645b8': 'what a draft model that was trained here guesses right',
+    '13_pixels 13b00026': 'the loss of a training run',
+    '13_pixels 13b00035': 'what the trained model draws',
+    '13_pixels 13b00039': 'what the trained model draws',
+    '13_pixels 13b00042': 'what the trained model reads',
+    '13_pixels 13b00045': 'an optimizer that stops where nothing changes any more',
+    '13_pixels 13b00053': 'what the trained model reads',
+    '13_pixels 13b0005b': 'the losses of single pictures',
     '91_data 5c1d6399': 'the loss after twenty steps',
 }
 

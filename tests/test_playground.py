@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mingpt_nb import adder
+from mingpt_nb import adder, pixels
 from mingpt_nb.bpe import get_encoder
 from mingpt_nb.gpt2 import read_tokenizer
 from mingpt_nb.model import GPT, filter_logits
 from mingpt_nb.words import unicode_ranges
 
 NBS = Path(__file__).parents[1] / 'nbs'
-READY = "document.querySelectorAll('[data-ready=true]').length == 3"
+READY = "document.querySelectorAll('[data-ready=true]').length == 4"
 load = functools.cache(
     lambda name: (
         GPT.from_pretrained(NBS / 'playground' / name),
@@ -148,7 +148,7 @@ def test_ids_are_pythons(page):
     ]
 
 
-@pytest.mark.parametrize('name', ['adder', 'chargpt'])
+@pytest.mark.parametrize('name', ['adder', 'chargpt', 'pixels'])
 def test_logits_and_attention_are_pythons(page, name):
     model, _ = load(name)
     r, c = random.Random(1), model.config
@@ -254,6 +254,44 @@ def test_the_adder_is_as_good_as_the_page_says(page):
     assert offered and {100 * a + b for a, b in offered} <= set(
         adder.split_listed(2, 'test').tolist()
     )
+
+
+def held_out():
+    return pixels.DigitImages(pixels.DigitImages.get_default_config(), 'test')
+
+
+def test_halves_are_read_and_completed_as_in_python(page):
+    "Beliefs after a half; and with temperature 0, where nothing is left to chance, the other half."
+    model, test = load('pixels')[0], held_out()
+    halves = test.pixels[:20, :32]
+    js = page.evaluate(
+        '''async halves => {
+        const { GPT } = await import('/playground/gpt.js');
+        const { read, believe, go_on } = await import('/playground/pixels.js');
+        const model = await GPT.load('/playground/pixels');
+        return halves.map((half, i) => {
+            const readings = Array.from({ length: 10 }, (_, d) => read(model, d, half));
+            const ends = [0, 0].map(() => [...go_on(model, readings[i % 10], 32, () => 0, 0)]);
+            return { p: [...believe(readings)], ends };
+        });
+    }''',
+        halves.tolist(),
+    )
+    p = torch.tensor([row['p'] for row in js], dtype=torch.float32)
+    torch.testing.assert_close(p, pixels.recognise(model, halves), rtol=0, atol=1e-4)
+    greedy = pixels.go_on(model, torch.arange(20) % 10, halves, temperature=0)[:, 32:].tolist()
+    for row, end in zip(js, greedy):
+        assert row['ends'] == [end, end]  # the second time with the same keys and values
+
+
+def test_the_halves_on_offer_were_never_trained_on(page):
+    "And the model is as good as the chapter's: it reads nearly all of the pictures held out."
+    model, test = load('pixels')[0], held_out()
+    offered = page.eval_on_selector_all('[data-pg-half]', 'all => all.map(e => e.dataset.pgHalf)')
+    known = {tuple(row) for row in test.pixels[:, :32].tolist()}
+    assert offered and {tuple(int(c, 17) for c in half) for half in offered} <= known
+    right = pixels.recognise(model, test.pixels).argmax(1) == test.digits
+    assert right.float().mean() > 0.94
 
 
 # What it does
@@ -424,7 +462,8 @@ def test_writing_by_keyboard_and_mouse(page):
     )
     page.get_by_label('Draw from').press('End')
     loose = bars.first.inner_text()
-    page.get_by_label('Temperature').press('Home')
+    writer = page.get_by_role('group', name='Writer')
+    writer.get_by_label('Temperature').press('Home')
     assert bars.first.inner_text() == '100.0 %' != loose
     page.get_by_label('Look at character').press('ArrowRight')
     assert page.locator('#pg-which-value').inner_text().startswith(f'6 of {n}')
@@ -447,6 +486,89 @@ def test_writing_by_keyboard_and_mouse(page):
     )
 
 
+def drawn_anew(page, act):
+    "What the page says of a half, when all its completions of it are there."
+    before = page.locator('#pg-more').inner_html()
+    act()
+    page.wait_for_function(
+        """before => { const e = document.getElementById('pg-more');
+        const texts = [...e.querySelectorAll('small')].map(s => s.textContent);
+        return e.innerHTML != before && texts.length == 4 && texts.every(Boolean)
+            && e.querySelectorAll('[aria-label]').length == 4; }""",
+        arg=before,
+    )
+    return page.locator('#pg-pixels-say').inner_text()
+
+
+def test_a_half_by_mouse(page):
+    pad, say = page.locator('#pg-pad'), page.locator('#pg-pixels-say')
+    page.get_by_role('button', name='Clear').click()
+    assert 'The paper is empty' in say.inner_text() and page.locator('#pg-guess li').count() == 0
+    pad.scroll_into_view_if_needed()
+    box = pad.bounding_box()
+    at = lambda x, y: (box['x'] + box['width'] * x / 8, box['y'] + box['height'] * y / 4)
+
+    def seven():
+        page.mouse.move(*at(1.6, 0.6))
+        page.mouse.down()
+        for place in (5.6, 0.6), (5.4, 1.6), (4.9, 2.6), (4.4, 3.9):
+            page.mouse.move(*at(*place), steps=5)
+        page.mouse.up()
+        page.mouse.move(*at(1, 3.5), steps=3)  # without the button it draws nothing
+
+    assert 'It takes this for a ' in drawn_anew(page, seven)
+    greys = pad.locator('button').evaluate_all(
+        'all => all.map(e => e.style.getPropertyValue("--g"))'
+    )
+    greys = [int(grey) for grey in greys]
+    assert greys[3] > 12 and greys[24] == 0 and sum(greys[:8]) > sum(greys[8:16])
+    p = pixels.recognise(load('pixels')[0], [greys])[0]
+    for digit, bar in enumerate(page.locator('#pg-guess .pg-bar').all()):
+        assert float(bar.evaluate('e => e.style.getPropertyValue("--p")')) == pytest.approx(
+            p[digit].item(), abs=1e-3
+        )
+    assert f'takes this for a{"n" * (p.argmax() == 8)} {p.argmax()} ' in say.inner_text()
+    first = page.locator('#pg-more').inner_html()
+    drawn_anew(page, page.get_by_role('button', name='Another lower half').click)
+    assert page.locator('#pg-more').inner_html() != first
+
+
+def test_a_half_by_keyboard(page):
+    page.get_by_role('button', name='Clear').click()
+    cells = page.locator('#pg-pad button')
+    cells.nth(0).focus()
+    page.keyboard.press('ArrowRight')
+    page.keyboard.press('ArrowDown')
+    assert cells.nth(9).evaluate('e => e === document.activeElement')
+    for grey in 16, 8, 0, 16:
+        page.keyboard.press('Space')
+        assert cells.nth(9).get_attribute('aria-label') == f'row 2, column 2: {grey} of 16'
+    page.keyboard.press('ArrowRight')
+    assert 'It takes this for' in drawn_anew(page, lambda: page.keyboard.press('Enter'))
+    assert cells.nth(10).get_attribute('aria-label') == 'row 2, column 3: 16 of 16'
+    assert page.locator('#pg-rest > *').count() == 32
+    page.get_by_role('button', name='a five').focus()
+    drawn_anew(page, lambda: page.keyboard.press('Enter'))
+    assert 'It takes this for a 5' in page.locator('#pg-pixels-say').inner_text()
+    page.locator('#pg-heat').focus()
+    drawn_anew(page, lambda: page.keyboard.press('Home'))
+    assert page.locator('#pg-heat-value').inner_text() == '0.00'
+
+
+def test_a_half_by_finger(browser, site):
+    with browser.new_context(has_touch=True, viewport=dict(width=390, height=800)) as context:
+        page = visit(context, site + 'playground.html')
+        page.get_by_role('button', name='Clear').click()
+        pad = page.locator('#pg-pad')
+        pad.scroll_into_view_if_needed()
+        box = pad.bounding_box()
+        where = box['x'] + box['width'] * 0.44, box['y'] + box['height'] * 0.3
+        drawn_anew(page, lambda: page.touchscreen.tap(*where))
+        label = pad.locator('button').nth(11).get_attribute('aria-label')
+        assert int(label.split()[-3]) > 4
+        assert pad.evaluate('e => getComputedStyle(e).touchAction') == 'none'
+
+
 # What it looks like where things are missing
 
 
@@ -466,6 +588,9 @@ def test_the_example_on_the_page_is_what_the_programs_make(browser, site, contex
             'sum-why',
             'out',
             'next',
+            'pixels-say',
+            'guess',
+            'more',
         ):
             text = bare.locator(f'#pg-{name}').inner_text()
             assert text and text == page.locator(f'#pg-{name}').inner_text(), name
@@ -498,11 +623,11 @@ def test_a_missing_file_is_said_and_the_rest_works(browser, site):
         page = context.new_page()
         page.route('**/adder/model.safetensors', lambda route: route.fulfill(status=404))
         page.goto(site + 'playground.html')
-        page.wait_for_function("document.querySelectorAll('[data-ready]').length == 3")
+        page.wait_for_function("document.querySelectorAll('[data-ready]').length == 4")
         message = page.locator('#pg-adder .pg-error').inner_text()
         assert 'could not start' in message and 'adder/model.safetensors: 404' in message
         assert (
-            page.locator('[data-ready=true]').count() == 2
+            page.locator('[data-ready=true]').count() == 3
             and page.locator('.pg-error').count() == 1
         )
         assert (
@@ -543,5 +668,5 @@ def test_it_fits_a_phone_and_axe_finds_nothing(browser, site, scheme):
 
 def test_the_files_are_small():
     size = lambda name: sum(f.stat().st_size for f in (NBS / 'playground' / name).iterdir())
-    assert size('adder') < 400_000 and size('chargpt') < 1_700_000
+    assert size('adder') < 400_000 and size('chargpt') < 1_700_000 and size('pixels') < 600_000
     assert sum(f.stat().st_size for f in (NBS / 'playground').glob('*.*')) < 100_000

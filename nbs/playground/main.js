@@ -1,8 +1,9 @@
-// Starts the three parts of the page, each as soon as its files are there. All files lie beside this one; nothing is asked of any other place.
+// Starts the four parts of the page, each as soon as its files are there. All files lie beside this one; nothing is asked of any other place.
 import { adder_view } from './adder.js';
 import { Encoder } from './bpe.js';
 import { by_id } from './dom.js';
 import { GPT } from './gpt.js';
+import { pixels_view } from './pixels.js';
 import { tokenizer_view } from './tokens.js';
 import { CharTokenizer, writer_view } from './writer.js';
 
@@ -32,3 +33,4 @@ async function start(id, load) {
 start('pg-tokens', async () => tokenizer_view(await Encoder.load(`${here}/gpt2-vocab.bpe`, `${here}/unicode-16.txt`)));
 start('pg-adder', async () => adder_view(await GPT.load(`${here}/adder`)));
 start('pg-writer', async () => writer_view(...await Promise.all([GPT.load(`${here}/chargpt`), vocabulary(`${here}/chargpt/vocab.json`)])));
+start('pg-pixels', async () => pixels_view(await GPT.load(`${here}/pixels`)));
