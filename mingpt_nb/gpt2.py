@@ -6,8 +6,8 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/gpt2.html.md"""
 
 # %% auto #0
 __all__ = ['HF_NAMES', 'HF_DEFAULTS', 'CONV1D', 'END', 'read_config', 'our_name', 'from_hf', 'load_pretrained', 'is_tied',
-           'hf_config', 'hf_state', 'to_hf', 'end_id', 'save_pretrained', 'next_tokens', 'windows', 'surprise',
-           'perplexity', 'surprise_html', 'prompt_ids', 'stream_text', 'read_tokenizer', 'load', 'get_config', 'main']
+           'hf_config', 'hf_state', 'to_hf', 'end_id', 'save_pretrained', 'prompt_ids', 'next_tokens', 'windows',
+           'surprise', 'perplexity', 'surprise_html', 'stream_text', 'read_tokenizer', 'load', 'get_config', 'main']
 
 # %% ../nbs/05_gpt2.ipynb #a588d1ec
 import html
@@ -139,13 +139,22 @@ def save_pretrained(model: GPT, folder, tokenizer=None, config=hf_config, state=
 
     weights.write_model(folder, write)
 
+# %% ../nbs/05_gpt2.ipynb #a304db55
+def prompt_ids(model: GPT, tokenizer, prompt: str) -> torch.Tensor:  # '': from <|endoftext|>
+    "The ids to continue, (1, T), on the model's device. `ValueError` for none, or for wrong ones."
+    first = [tokenizer.bos_id] if getattr(tokenizer, 'add_bos', False) else []  # as Llama 3 wants
+    ids = first + tokenizer.encode(prompt) or [end_id(tokenizer)]
+    if ids == [None]:
+        raise ValueError(f'this tokenizer has no {END} to start from: give a prompt')
+    return checks.check_idx([ids], model.config.vocab_size).to(model.lm_head.weight.device)
+
 # %% ../nbs/05_gpt2.ipynb #a304db57
 @torch.no_grad()
 def next_tokens(model: GPT, tokenizer, text: str, k: int = 10) -> list:
     "The `k` most probable next tokens, best first: (text, probability). `ValueError`: wrong ids."
     k, V = checks.as_integer('k', k, low=1), model.config.vocab_size
-    given, known = [tokenizer.encode(text)], checks.known_ids(tokenizer)
-    idx, _, banned = checks.check_prompt(V, given, allowed=known)
+    idx, known = prompt_ids(model, tokenizer, text), checks.known_ids(tokenizer)
+    *_, banned = checks.check_prompt(V, idx.cpu(), allowed=known)
     with evaluating(model):
         logits = model.next_logits(idx).float().cpu()  # (1, V)
     checks.check_logits(logits, position=idx.size(1))
@@ -199,15 +208,6 @@ def surprise_html(model: GPT, tokenizer, text: str, stride: int = None) -> str:
     return f'<div style="{style}">{"".join(spans)}</div>'
 
 # %% ../nbs/05_gpt2.ipynb #6e321e06
-def prompt_ids(model: GPT, tokenizer, prompt: str) -> torch.Tensor:  # '': from <|endoftext|>
-    "The ids to continue, (1, T), on the model's device. `ValueError` for none, or for wrong ones."
-    first = [tokenizer.bos_id] if getattr(tokenizer, 'add_bos', False) else []  # as Llama 3 wants
-    ids = first + tokenizer.encode(prompt) or [end_id(tokenizer)]
-    if ids == [None]:
-        raise ValueError(f'this tokenizer has no {END} to start from: give a prompt')
-    return checks.check_idx([ids], model.config.vocab_size).to(model.lm_head.weight.device)
-
-
 def stream_text(
     model, tokenizer, ids, max_new_tokens=100, temperature=1, top_k=None, top_p=None, generator=None
 ):

@@ -22,6 +22,7 @@ transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 import processes
+from theirs import assert_same, edit, ids, save, shaken
 
 import mingpt_nb.bpe
 import mingpt_nb.model
@@ -44,39 +45,7 @@ SMALL = dict(
 
 def hf(seed=0, **kwargs):
     torch.manual_seed(seed)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**SMALL | kwargs)).eval()
-    with torch.no_grad():
-        for p in model.parameters():  # biases and norms, too, unlike a fresh model
-            p.add_(torch.randn_like(p) * 0.1)
-    return model
-
-
-def save(model, folder, **kwargs):
-    model.save_pretrained(folder, **kwargs)
-    return Path(folder)
-
-
-def edit(folder, **changes):
-    path = Path(folder, 'config.json')
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def ids(model, B=3, T=None):
-    return torch.randint(
-        model.config.vocab_size,
-        (B, T or model.config.n_positions),
-        generator=torch.Generator().manual_seed(1),
-    )
-
-
-@torch.no_grad()
-def assert_same(ours, theirs, T=None):
-    x = ids(theirs, T=T)
-    torch.testing.assert_close(ours(x)[0], theirs(x).logits, rtol=1e-4, atol=1e-4)
-    if x.size(1) > 1:
-        torch.testing.assert_close(
-            ours(x[:, :-1], x[:, 1:])[1], theirs(x, labels=x).loss, rtol=1e-4, atol=1e-4
-        )
+    return shaken(transformers.GPT2LMHeadModel(transformers.GPT2Config(**SMALL | kwargs)))
 
 
 @torch.no_grad()

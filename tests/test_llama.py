@@ -1,10 +1,8 @@
 """Llama, Mistral, Qwen2 and Qwen3 of random shapes against transformers: in, out, refused; and the
 file of SmolLM2 against transformers reading the same file."""
 
-import json
 import os
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +12,8 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 transformers = pytest.importorskip('transformers')
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+
+from theirs import assert_same, edit, ids, save, shaken
 
 from mingpt_nb import llama
 from mingpt_nb.data import smollm2
@@ -72,35 +72,7 @@ def shape(kind, seed):
 def hf(kind, **fields):
     torch.manual_seed(len(str(fields)))
     config = transformers.AutoConfig.for_model(kind, **fields)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for p in model.parameters():  # biases and norms, too, unlike a fresh model
-            p.add_(torch.randn_like(p) * 0.1)
-    return model
-
-
-def save(model, folder, **kwargs):
-    model.save_pretrained(folder, **kwargs)
-    return Path(folder)
-
-
-def edit(folder, **changes):
-    path = Path(folder, 'config.json')
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def ids(model, B=3, T=None, seed=1):
-    g = torch.Generator().manual_seed(seed)
-    T = T or model.config.max_position_embeddings
-    return torch.randint(model.config.vocab_size, (B, T), generator=g)
-
-
-@torch.no_grad()
-def assert_same(ours, theirs, T=None):
-    x = ids(theirs, T=T)
-    torch.testing.assert_close(ours(x)[0], theirs(x).logits, rtol=1e-4, atol=1e-4)
-    loss = theirs(x, labels=x).loss
-    torch.testing.assert_close(ours(x[:, :-1], x[:, 1:])[1], loss, rtol=1e-4, atol=1e-4)
+    return shaken(transformers.AutoModelForCausalLM.from_config(config))
 
 
 @torch.no_grad()
