@@ -361,7 +361,7 @@ def load(name_or_path, device='auto'):  # a folder of a model or a run, a GGUF, 
     if folder.is_dir():
         tokenizer = gpt2.read_tokenizer(folder)
     else:
-        tokenizer = weights.gguf_tokenizer(weights.GGUF(folder).meta)
+        tokenizer = weights.gguf_tokenizer(weights.open_gguf(folder).meta)
     if tokenizer is None:
         raise ValueError(f'no tokenizer in {folder}: tokenizer.json, or vocab.json and merges.txt')
     model = load_pretrained(folder)

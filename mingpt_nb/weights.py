@@ -9,11 +9,12 @@ __all__ = ['HEADS', 'LORA_FIXED', 'HOMES', 'HF_ALIASES', 'HF_FIXED', 'GGUF_TYPES
            'read_tensors', 'weight_files', 'blank', 'check_size', 'described', 'fill', 'fit_names', 'learnt',
            'is_adapted', 'adapters', 'plain_state', 'check_adapter', 'read_adapter', 'cached_folder', 'find_folder',
            'checkpoints', 'held_out_loss', 'find_model', 'is_part', 'check_sums', 'check_hf', 'check_llama_hf',
-           'sliding_window', 'open_folder', 'is_old', 'as_stored', 'dequantize', 'GGUF', 'unpermute', 'hf_name',
-           'gguf_tensors', 'gguf_config', 'llama3_factors', 'gguf_tokenizer', 'save_chars_for_hf']
+           'sliding_window', 'open_folder', 'is_old', 'as_stored', 'dequantize', 'GGUF', 'open_gguf', 'unpermute',
+           'hf_name', 'gguf_tensors', 'gguf_config', 'llama3_factors', 'gguf_tokenizer', 'save_chars_for_hf']
 
 # %% ../nbs/96_weights.ipynb #de6888b8
 import copy
+import functools
 import hashlib
 import json
 import math
@@ -74,7 +75,7 @@ def read_tensors(
     file that is damaged or cut short."""
     path = Path(path)
     if path.suffix == '.gguf':
-        yield from gguf_tensors(GGUF(path))
+        yield from gguf_tensors(open_gguf(path))
         return
     tensors = _from_pickle(path) if path.suffix == '.bin' else _from_safetensors(path)
     while True:
@@ -583,7 +584,7 @@ def open_folder(
     "A model, found and looked over. `FileNotFoundError` or `ValueError`: what is missing, damaged."
     file = as_path(name_or_path)
     if file.suffix == '.gguf' and not file.is_dir():
-        return file, gguf_config(GGUF(file)), [file]
+        return file, gguf_config(open_gguf(file)), [file]
     folder = find_model(find_folder(name_or_path))
     if not (folder / 'config.json').is_file():
         below = sorted(str(f.parent) for f in folder.glob('*/model.safetensors'))[:2]
@@ -854,6 +855,19 @@ class GGUF:
             part = torch.from_numpy(dequantize(np.asarray(raw[i : i + step]), kind)).view(-1)
             flat[i * per : i * per + len(part)] = part
         return found
+
+
+@functools.lru_cache(1)
+def _kept(path, *version):
+    return GGUF(path)
+
+
+def open_gguf(path) -> GGUF:
+    """As `GGUF(path)`; the last file is kept, until it changes, since a vocabulary takes a second
+    to read."""
+    path = as_path(path)
+    found = path.stat()
+    return _kept(path, found.st_mtime_ns, found.st_size)
 
 
 #: of types that are not read here
