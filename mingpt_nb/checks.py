@@ -12,7 +12,7 @@ __all__ = ['SIZES', 'PRESETS', 'LLAMAS', 'ROPES', 'CHOICES', 'as_integer', 'as_n
            'check_addition', 'check_addend', 'check_length', 'check_choice', 'default_run', 'check_config',
            'check_schedule', 'check_room', 'check_optimizable', 'check_batch', 'TrainingDiverged', 'diverged',
            'check_finite', 'check_loss', 'check_weights', 'check_sequence', 'check_stride', 'check_generate',
-           'as_config_error', 'check_one_text', 'check_characters', 'check_items']
+           'as_config_error', 'check_one_text', 'check_characters', 'check_tokens', 'check_items']
 
 # %% ../nbs/95_checks.ipynb #2c823d1d
 import math
@@ -860,6 +860,27 @@ def check_characters(
             'Bring more text, or make --data.block_size smaller'
         )
     tokenizer.encode(how.prompt)
+    check_sampling(how.length, how.temperature, how.top_k, how.top_p)
+
+
+def check_tokens(
+    n: int,  # of the text
+    block_size: int,  # of a row
+    most: int,  # positions of the model
+    file,  # with the text
+    how,  # how to write: length, temperature, top_k, top_p
+):
+    "`ConfigError` unless nine tenths of the text have room for a row, and the model for its tokens."
+    if not n:
+        raise ConfigError(f'{file} is empty')
+    if as_integer('data.block_size', block_size, low=1, error=ConfigError) > most:
+        raise ConfigError(f'data.block_size={block_size} is more than the {most} of the model')
+    need = max(11, -(-10 * (block_size + 1) // 9))
+    if n < need:
+        raise ConfigError(
+            f'{file} has {n:,} tokens, too few for data.block_size={block_size}: a tenth is held '
+            f'out, so it takes {need:,}. Bring more text, or make --data.block_size smaller'
+        )
     check_sampling(how.length, how.temperature, how.top_k, how.top_p)
 
 

@@ -626,7 +626,7 @@ def prune(work_dir, keep_last: int, keep_best: bool):
 
 # %% ../nbs/97_runs.ipynb #b3d3bffd
 #: what a run leaves in its work folder, beside the checkpoints
-LEAVES = 'metrics.jsonl', 'model', 'training.png', 'config.json', 'args.txt'
+LEAVES = 'metrics.jsonl', 'model', 'adapter', 'training.png', 'config.json', 'args.txt'
 
 
 def set_aside(work_dir, move, copy=()) -> Path:

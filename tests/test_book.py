@@ -198,6 +198,12 @@ VARIES = {
     '13_pixels 13b00053': 'what the trained model reads',
     '13_pixels 13b0005b': 'the losses of single pictures',
     '91_data 5c1d6399': 'the loss after twenty steps',
+    '11_finetune 11b00013': 'losses of a training run, and what the model writes',
+    '11_finetune 11b00015': 'singular values of what that run changed',
+    '11_finetune 11b00062': 'what a model draws, and losses of a trained one',
+    '11_finetune 11b00067': 'losses of two training runs',
+    '11_finetune 11b00112': 'a training run and what its model writes',
+    '11_finetune 11b00214': 'the loss of a model with random numbers in it',
 }
 
 

@@ -2,12 +2,16 @@
 
 import copy
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from mingpt_nb import weights
+from mingpt_nb import checks, finetune, weights
+from mingpt_nb.bpe import CharTokenizer
 from mingpt_nb.finetune import (
     LoRALinear,
     add_lora,
@@ -16,12 +20,12 @@ from mingpt_nb.finetune import (
     save_adapter,
     without_lora,
 )
-from mingpt_nb.llama import Llama
+from mingpt_nb.llama import Llama, load
 from mingpt_nb.model import GPT
 from mingpt_nb.runs import OtherRun
 from mingpt_nb.scaling import Trainer
 from mingpt_nb.speed import fast
-from mingpt_nb.utils import CfgNode, ConfigError, set_seed
+from mingpt_nb.utils import CfgNode, ConfigError, cli, set_seed
 
 # of peft's own reading of transformers
 pytestmark = pytest.mark.filterwarnings('ignore:.*is_gradient_checkpointing:FutureWarning')
@@ -231,3 +235,175 @@ def test_an_adapter_says_what_is_wrong_with_it(tmp_path):
     (tmp_path / 'adapter_model.safetensors').write_bytes(raw[:-5])
     with pytest.raises(ValueError, match='is damaged or incomplete'):
         load_adapter(gpt(), tmp_path)
+
+
+BARD = Path(__file__).parents[1] / 'nbs/playground/chargpt'
+TEXT = 'to be or not to be that is the question\n' * 60
+
+
+def command(tmp_path, *args, text=TEXT, model=BARD, **more):
+    (tmp_path / 'my.txt').write_text(text, encoding='utf-8')
+    how = [f'--model={model}', f'--system.work_dir={tmp_path / "out"}', '--data.block_size=16']
+    how += ['--trainer.device=cpu', '--trainer.progress=false', '--trainer.batch_size=4']
+    how += ['--trainer.max_iters=12', '--trainer.eval_every=4', '--sample.length=5']
+    return finetune.main([str(tmp_path / 'my.txt'), *how, *args])
+
+
+def losses(trainer):
+    before = next(r['before'] for r in trainer.history if 'before' in r)
+    return before, min(r['eval_loss'] for r in trainer.history if 'eval_loss' in r)
+
+
+WAYS = [[], ['--lora.r=0'], ['--replay=0.25'], ['--lora.targets=c_attn,c_fc']]
+WAYS.append(['--system.recompute=true', '--trainer.dtype=bfloat16'])
+
+
+@pytest.mark.parametrize('how', WAYS, ids=str)
+def test_the_command_teaches_a_text(how, tmp_path, capsys):
+    trainer = command(tmp_path, '--trainer.learning_rate=3e-3', *how)
+    before, best = losses(trainer)
+    assert best < before - 0.3
+    said = capsys.readouterr().out
+    assert 'nats per token' in said and 'bits per byte' in said and 'after 12 steps' in said
+    model, tokenizer = load(tmp_path / 'out/model', 'cpu')
+    held = trainer.eval_dataset
+    c = Trainer.get_default_config()
+    c.merge_from_dict(dict(device='cpu', dtype=trainer.config.dtype, batch_size=4, eval_batches=8))
+    assert Trainer(c, model, held).eval(held) == pytest.approx(best, abs=0.02)
+    assert (tmp_path / 'out/adapter').exists() == ('--lora.r=0' not in how)
+    assert load(tmp_path / 'out', 'cpu')[0].lm_head.weight.equal(model.lm_head.weight)
+
+
+def test_the_command_teaches_a_llama_and_transformers_opens_it(tmp_path):
+    import transformers
+
+    tokenizer = CharTokenizer.from_text(TEXT)
+    sizes = dict(n_layer=1, n_head=2, n_embd=32, vocab_size=tokenizer.vocab_size, block_size=32)
+    set_seed(1)
+    Llama(CfgNode(**sizes)).save_pretrained(tmp_path / 'base', tokenizer)
+    trainer = command(tmp_path, '--trainer.learning_rate=3e-2', model=tmp_path / 'base')
+    before, best = losses(trainer)
+    assert best < before - 0.1
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out/model')
+    x = torch.arange(10)[None]
+    ours = load(tmp_path / 'out/model', 'cpu')[0]
+    with torch.no_grad():
+        assert (theirs(x).logits - ours(x)[0]).abs().max() < 1e-4
+    peft = pytest.importorskip('peft')
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'base')
+    peft.PeftModel.from_pretrained(base, tmp_path / 'out/adapter')
+
+
+@pytest.mark.parametrize('lora', [8, 0])
+def test_a_killed_finetuning_goes_on_to_the_same_bits(lora, tmp_path):
+    "The process is killed after a checkpoint, in the middle of a step."
+    kept = ['--trainer.checkpoint_every=5', f'--lora.r={lora}', '--replay=0.2']
+    (tmp_path / 'whole').mkdir()
+    whole = command(tmp_path / 'whole', *kept)
+    program = f"""
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from mingpt_nb import finetune
+import test_finetune
+def step(self, x, y, step=finetune.Tuner.step):
+    if self.iter_num == 7:
+        os.kill(os.getpid(), 9)
+    step(self, x, y)
+finetune.Tuner.step = step
+test_finetune.command(Path({str(tmp_path)!r}), *{kept!r})
+"""
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    trainer = command(tmp_path, *kept, '--trainer.resume=auto')
+    assert trainer.iter_num == 12 and [r for r in trainer.history if 'before' in r]
+    theirs = whole.model.state_dict()
+    for name, t in trainer.model.state_dict().items():
+        assert torch.equal(t, theirs[name]), name
+    a, b = (
+        dict(weights.read_tensors(p / 'out/model/model.safetensors'))
+        for p in (tmp_path, tmp_path / 'whole')
+    )
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_a_checkpoint_of_lora_holds_only_what_learns(tmp_path):
+    command(tmp_path, '--trainer.checkpoint_every=12', '--lora.r=2')
+    folder = weights.checkpoints(tmp_path / 'out')[-1]
+    size = (folder / 'model.safetensors').stat().st_size
+    assert size < (BARD / 'model.safetensors').stat().st_size / 20
+    with pytest.raises(ValueError):
+        load(folder, 'cpu')
+
+
+@pytest.mark.parametrize(
+    'text, args, says',
+    [
+        ('', [], 'my.txt is empty'),
+        (
+            'to be',
+            [],
+            'has 5 tokens, too few for data.block_size=16: a tenth is held out, so it takes 19',
+        ),
+        (TEXT, ['--data.block_size=65'], 'data.block_size=65 is more than the 64 of the model'),
+        (
+            TEXT,
+            ['--lora.targets=q_proj'],
+            "is called 'q_proj'; there are: c_attn, c_fc, c_proj, lm_head",
+        ),
+        (TEXT, ['--lora.r=-1'], 'r must be'),
+        (TEXT, ['--lora.alpha=-1'], 'alpha must be'),
+        (TEXT, ['--replay=1'], 'share must be from 0 to below 1, got 1'),
+        (TEXT, ['--replay=-0.5'], 'share must be'),
+        (TEXT, ['--sample.temperature=-1'], 'temperature'),
+        (TEXT, ['--lora.rank=4'], 'rank'),
+        (TEXT, ['other.txt'], "'other.txt' is a second one"),
+        (TEXT, ['--model=nowhere/at/all'], 'no folder'),
+        ('ééé' * 99, [], "'é'"),
+    ],
+)
+def test_bad_input_is_one_line(text, args, says, tmp_path):
+    (tmp_path / 'my.txt').write_text(text, encoding='utf-8')
+    how = [f'--model={BARD}', f'--system.work_dir={tmp_path / "out"}', '--data.block_size=16']
+    with pytest.raises(SystemExit) as e:
+        cli(['finetune', str(tmp_path / 'my.txt'), *how, '--trainer.progress=false', *args])
+    assert says in e.value.code and '\n' not in e.value.code, e.value.code
+    assert e.value.code.startswith('mingpt-nb finetune: ')
+
+
+def test_a_text_that_is_none_is_refused(tmp_path):
+    (tmp_path / 'latin.txt').write_bytes('für'.encode('latin1') * 99)
+    for words, says in (
+        ([], 'which text? as in: mingpt-nb finetune my.txt'),
+        ([tmp_path / 'latin.txt'], 'is not UTF-8: byte 0xfc at offset 1'),
+        ([tmp_path / 'gone.txt'], 'No such file'),
+        ([tmp_path], 'Is a directory'),
+    ):
+        with pytest.raises(SystemExit, match='mingpt-nb finetune: ') as e:
+            how = [f'--model={BARD}', f'--system.work_dir={tmp_path / "out"}']
+            cli(['finetune', *map(str, words), *how])
+        assert says in e.value.code and '\n' not in e.value.code, e.value.code
+
+
+def test_without_weights_it_says_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, 'smollm2', lambda: None)
+    with pytest.raises(ConfigError, match='`mingpt-nb weights` fetches a small one'):
+        finetune.main([str(tmp_path), f'--system.work_dir={tmp_path / "out"}'])
+
+
+def test_nan_stops_the_run_before_the_weights_are_spoilt(tmp_path):
+    with pytest.raises(checks.TrainingDiverged, match='learning rate'):
+        command(
+            tmp_path,
+            '--trainer.learning_rate=1e30',
+            '--trainer.grad_norm_clip=None',
+            '--trainer.warmup_iters=0',
+        )
+
+
+def test_a_finished_run_that_is_resumed_trains_nothing_more(tmp_path):
+    command(tmp_path, '--trainer.checkpoint_every=4')
+    first = (tmp_path / 'out/model/model.safetensors').read_bytes()
+    trainer = command(tmp_path, '--trainer.checkpoint_every=4', '--trainer.resume=auto')
+    assert trainer.iter_num == 12
+    assert (tmp_path / 'out/model/model.safetensors').read_bytes() == first

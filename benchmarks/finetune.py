@@ -1,0 +1,141 @@
+"""What SmolLM2-135M learns and forgets when it is taught two-digit sums, by rate, share of replay
+and what of it learns; and what a step costs.
+
+    make weights && python benchmarks/finetune.py --json benchmarks/results/finetune.json
+    python benchmarks/finetune.py costs --json benchmarks/results/finetune-costs.json
+
+`forgets`: questions like "What is 47 + 38?" in the model's chat template, with the split of chapter
+04, so that no sum of the training is asked later; `--steps` steps of `--batch` rows in float32, one
+seed. Measured: the share of `--sums` held-out sums whose answer is right to its end; the loss on
+answers that the model itself gave to other questions before; its answers to fixed questions.
+Replayed are its answers to questions that are not measured.
+"""
+
+import time
+
+import torch
+from common import main
+
+from mingpt_nb.adder import AdditionDataset
+from mingpt_nb.book import cpu_name
+from mingpt_nb.data import smollm2
+from mingpt_nb.finetune import END_OF_TURN, Mixture, Pairs, add_lora, own_answers, question_ids
+from mingpt_nb.llama import load
+from mingpt_nb.scaling import Trainer
+from mingpt_nb.utils import set_seed
+
+REPLAY = """What is the capital of Italy?|What colour is the sky?|Name a fruit.|Who wrote Hamlet?
+What is water made of?|How many days has a week?|Name an animal that can fly.|What do bees make?
+What is the opposite of hot?|Where do fish live?|What language is spoken in Spain?|Name a planet.
+What does a baker do?|What is snow?|Name a musical instrument.|When do we have breakfast?
+Say hello to my friend.|What is a triangle?|What is the largest ocean?|Name a tree."""
+KEPT = """What is the capital of France?|What is the opposite of big?|What do cows eat?
+Name a colour.|Who painted the Mona Lisa?|What is the moon?|How are you?|What is a book?"""
+split = lambda text: [q.strip() for q in text.replace('\n', '|').split('|')]
+#: what learns (None: all weights), the rate, the share of replay
+RUNS = [
+    ('all linear layers', 2e-3, 0),
+    ('all linear layers', 1e-3, 0.25),
+    ('all linear layers', 1e-3, 0),
+    ('all linear layers', 2e-3, 0.25),
+    ('all weights', 1e-4, 0),
+    ('all linear layers', 5e-4, 0),
+    ('q_proj, v_proj', 2e-3, 0),
+    ('all linear layers', 5e-4, 0.25),
+    ('all linear layers', 2e-3, 0.5),
+    ('all linear layers', 1e-3, 0.5),
+]
+
+
+def sums(tokenizer, part, n=None):
+    "Pairs of ids: what is asked, and the answer."
+    end = tokenizer.special_tokens[END_OF_TURN]
+    config = AdditionDataset.get_default_config()
+    for i in AdditionDataset(config, part).ixes[:n].tolist():
+        a, b = divmod(i, 100)
+        question = question_ids(tokenizer, f'What is {a} + {b}?')
+        yield question, [*tokenizer.encode(str(a + b)), end]
+
+
+def base():
+    path = smollm2()
+    if path is None:
+        raise SystemExit('the weights are not in the cache: make weights')
+    return load(path, 'cpu')
+
+
+@torch.no_grad()
+def right(model, pairs):
+    out = model.generate([q for q, _ in pairs], 4, stop_tokens=pairs[0][1][-1])
+    return sum(o[len(q) :].tolist()[: len(a)] == a for o, (q, a) in zip(out, pairs)) / len(pairs)
+
+
+def learners(model, what):
+    "Let that part of the model learn; how many numbers that are."
+    if what != 'all weights':
+        targets = None if what.startswith('all') else what.split(', ')
+        add_lora(model, r=8, alpha=16, targets=targets)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def forgets(args):
+    model, tok = base()
+    replay = own_answers(model, tok, split(REPLAY), 10)
+    kept = Pairs(own_answers(model, tok, split(KEPT), 16))
+    test, train = list(sums(tok, 'test', args.sums)), list(sums(tok, 'train'))
+    c = settings(max_iters=1, batch_size=8)
+    look = Trainer(c, model, kept)
+
+    def after(trainer):
+        said = own_answers(trainer.model, tok, split(KEPT)[:4], 12)
+        end = f'{END_OF_TURN}'
+        return dict(
+            right=right(trainer.model, test),
+            kept=trainer.eval(kept),
+            says=[tok.decode(a).replace(end, '') for _, a in said],
+        )
+
+    yield dict(what='before', cpu=cpu_name(), questions=split(KEPT)[:4], **after(look))
+    runs = [r for r in RUNS if args.only in r[0]]
+    for what, rate, share in runs[args.skip :][: args.runs]:
+        model, tok = base()
+        set_seed(1)
+        learn = learners(model, what)
+        length = max(len(q) + len(a) for q, a in train + (replay if share else [])) - 1
+        data = Mixture(Pairs(train, length), Pairs(replay, length) if share else [], share)
+        c = settings(max_iters=args.steps, batch_size=args.batch, learning_rate=rate)
+        trainer, start = Trainer(c, model, data), time.perf_counter()
+        trainer.run()
+        seconds = time.perf_counter() - start
+        yield dict(
+            what=what,
+            rate=rate,
+            share=share,
+            learn=learn,
+            steps=args.steps,
+            batch=args.batch,
+            length=length,
+            seconds=seconds,
+            loss=[r['loss'] for r in trainer.history if 'loss' in r],
+            **after(trainer),
+        )
+
+
+def settings(**more):
+    c = Trainer.get_default_config()
+    c.merge_from_dict(dict(device='cpu', dtype='float32', seed=1, weight_decay=0.0, log_every=1))
+    c.merge_from_dict(dict(lr_schedule='cosine', warmup_iters=3, progress=False) | more)
+    return c
+
+
+if __name__ == '__main__':
+    main(
+        __doc__,
+        dict(forgets=forgets),
+        steps=(30, 'steps of each run'),
+        batch=(12, 'rows in a step'),
+        sums=(60, 'held-out sums that are asked'),
+        only=('', 'part of what learns'),
+        skip=(0, 'so many runs'),
+        runs=(99, 'so many runs after them'),
+    )
