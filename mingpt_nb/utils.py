@@ -871,6 +871,7 @@ class Joint:
 COMMANDS = {  # command: (module of this package, what it does)
     'adder': ('adder', 'train a GPT to add numbers, and test it'),
     'chargpt': ('chargpt', 'train a GPT on the characters of a text of yours'),
+    'chat': ('chat', 'talk with a small model, or with one of yours'),
     'pixels': ('pixels', 'train a GPT to draw digits, and to read them'),
     'finetune': ('finetune', 'teach a trained model a text of yours'),
     'generate': ('llama', 'continue a text, with GPT-2, a Llama or a model of yours'),

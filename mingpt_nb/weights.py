@@ -10,7 +10,8 @@ __all__ = ['HEADS', 'LORA_FIXED', 'HOMES', 'HF_ALIASES', 'HF_FIXED', 'GGUF_TYPES
            'is_adapted', 'adapters', 'plain_state', 'check_adapter', 'read_adapter', 'cached_folder', 'find_folder',
            'checkpoints', 'held_out_loss', 'find_model', 'is_part', 'check_sums', 'check_hf', 'check_llama_hf',
            'sliding_window', 'open_folder', 'is_old', 'as_stored', 'dequantize', 'GGUF', 'open_gguf', 'unpermute',
-           'hf_name', 'gguf_tensors', 'gguf_config', 'llama3_factors', 'gguf_tokenizer', 'save_chars_for_hf']
+           'hf_name', 'gguf_tensors', 'gguf_config', 'llama3_factors', 'gguf_tokenizer', 'refuse', 'now',
+           'compile_template', 'fill_template', 'save_chars_for_hf']
 
 # %% ../nbs/96_weights.ipynb #de6888b8
 import copy
@@ -25,11 +26,15 @@ import re
 import warnings
 import zipfile
 from contextlib import contextmanager
+from datetime import datetime
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from safetensors import SafetensorError, safe_open
 
 from .checks import LLAMAS, as_integer, as_number
@@ -1111,6 +1116,54 @@ def _token_id(meta, end, size):
     if i is not None and (type(i) is not int or not 0 <= i < size):
         raise ValueError(f'{key} should be an id below {size:,}, not {str(i)[:80]}')
     return i
+
+# %% ../nbs/96_weights.ipynb #12c0b002
+def refuse(reason: str):
+    "What a template calls, as `raise_exception`, for messages that it does not take."
+    raise TemplateError(reason)
+
+
+def now(form: str) -> str:
+    "What a template calls, as `strftime_now`, for the date."
+    return datetime.now().strftime(form)
+
+
+@lru_cache
+def compile_template(template: str):
+    "A chat template, ready to be filled. `ValueError` if it is none."
+    jinja = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
+    )
+    jinja.globals |= dict(raise_exception=refuse, strftime_now=now)
+    jinja.filters['tojson'] = lambda x, **how: json.dumps(x, **dict(ensure_ascii=False) | how)
+    # transformers marks answers with a tag of its own, which changes nothing in the text
+    plain = re.sub(r'{%(-?)\s*generation\s*(-?)%}', r'{%\1 if true \2%}', template)
+    plain = re.sub(r'{%(-?)\s*endgeneration\s*(-?)%}', r'{%\1 endif \2%}', plain)
+    try:
+        return jinja.from_string(plain)
+    except TemplateError as e:
+        raise ValueError(f'the chat template cannot be read: {e}') from e
+
+
+def fill_template(
+    template: str,  # in Jinja
+    messages: list,  # of {'role': .., 'content': ..}
+    answer: bool = False,  # go on to where an answer begins?
+    **names,  # what else the template may use, such as bos_token
+) -> str:
+    "The conversation as text. `ValueError` if the template does not take the messages."
+    try:
+        filled = compile_template(template)
+        return filled.render(messages=messages, add_generation_prompt=answer, **names)
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as e:
+        raise ValueError(f'the chat template does not take these messages: {e}') from e
 
 # %% ../nbs/96_weights.ipynb #8be559ee
 _CHARS = {

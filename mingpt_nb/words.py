@@ -386,7 +386,11 @@ def look_up(
     )
 
 # %% ../nbs/94_words.ipynb #dbc7f4af
-def pieces(tokenizer, ids):  # any iterable of ids, e.g. while they are being generated
+def pieces(
+    tokenizer,
+    ids,  # any iterable of ids, e.g. while they are being generated
+    cut: bool = True,  # False: an open end is left out
+):
     "Yield the text that each id completes, '' inside a character; an open end becomes U+FFFD."
     decoder = codecs.getincrementaldecoder('utf-8')('replace')
     for i in ids:
@@ -395,7 +399,7 @@ def pieces(tokenizer, ids):  # any iterable of ids, e.g. while they are being ge
         else:
             raw = tokenizer.decode([i]).encode()
         yield decoder.decode(raw)
-    if tail := decoder.decode(b'', final=True):
+    if cut and (tail := decoder.decode(b'', final=True)):
         yield tail
 
 # %% ../nbs/94_words.ipynb #3e906c20
