@@ -1,5 +1,5 @@
-"""What to expect of the training of chapter 13: seconds, bits per pixel and accuracy, for each order
-in which the pixels can be read, with several seeds.
+"""What to expect of the training of chapter 13: seconds, bits per pixel and accuracy, for each
+order in which the pixels can be read, with several seeds.
 
     # 2 seeds, one thread, about six minutes
     python benchmarks/pixels.py --json benchmarks/results/pixels-PROCESSOR.json
@@ -22,10 +22,10 @@ ORDERS = 'raster', 'spiral', 'random'
 
 
 def train(order, seed, tiny):
-    "The trainer, after its run, with the settings of the command."
+    "The trainer, after its run, as in the chapter."
     c = pixels.get_config()
     c.data.order, c.system.seed = order, seed
-    c.trainer.merge_from_dict(dict(device='cpu', progress=False, eval_every=None))
+    c.trainer.merge_from_dict(dict(max_iters=400, device='cpu', progress=False, eval_every=None))
     if tiny:
         c.model.merge_from_dict(dict(n_layer=1, n_embd=16))
         c.trainer.max_iters = 3

@@ -158,7 +158,7 @@ def get_config() -> CfgNode:
     c.system.freeze(work_dir=Path, threads=int | None)
     dropout = dict(embd_pdrop=0.1, resid_pdrop=0.1, attn_pdrop=0.0)
     c.model.merge_from_dict(dict(model_type=None, n_layer=4, n_head=4, n_embd=64) | dropout)
-    c.trainer.merge_from_dict(dict(max_iters=400, batch_size=32, learning_rate=6e-3))
+    c.trainer.merge_from_dict(dict(max_iters=600, batch_size=32, learning_rate=6e-3))
     c.trainer.merge_from_dict(dict(lr_schedule='cosine', warmup_iters=20, eval_every=100))
     return c
 

@@ -86,7 +86,7 @@ def test_no_picture_is_in_two_parts():
         (['--sample.seed=1.5'], "expected int, as in 0, got '1.5'"),
         (['--sample.seed=-1'], 'seed must be'),
         (['--model.block_size=9'], 'block_size follows from the data: it is 64, not 9'),
-        (['--model.n_head=5'], 'n_embd=64 is not a multiple of n_head=5'),
+        (['--model.n_head=5'], 'n_embd=64 is not a positive multiple of n_head=5'),
         (['--trainer.device=tpu'], 'tpu'),
         (['digit.png'], "expected --name=value, got 'digit.png'"),
     ],
