@@ -11,7 +11,7 @@ __all__ = ['HEADS', 'LORA_FIXED', 'HOMES', 'HF_ALIASES', 'HF_FIXED', 'GGUF_TYPES
            'checkpoints', 'held_out_loss', 'find_model', 'is_part', 'check_sums', 'check_hf', 'check_llama_hf',
            'sliding_window', 'open_folder', 'is_old', 'as_stored', 'dequantize', 'GGUF', 'open_gguf', 'unpermute',
            'hf_name', 'gguf_tensors', 'gguf_config', 'llama3_factors', 'gguf_tokenizer', 'refuse', 'now',
-           'compile_template', 'fill_template', 'save_chars_for_hf']
+           'compile_template', 'fill_template', 'hide', 'answer_spans', 'token_names', 'save_chars_for_hf']
 
 # %% ../nbs/96_weights.ipynb #de6888b8
 import copy
@@ -1164,6 +1164,47 @@ def fill_template(
         ArithmeticError,
     ) as e:
         raise ValueError(f'the chat template does not take these messages: {e}') from e
+
+# %% ../nbs/96_weights.ipynb #12c0b006
+def hide(
+    messages: list,
+    tokens,  # names of special tokens
+):
+    "The messages with a mark inside of each special token in them, so that it is text; the mark."
+    said = ''.join(m['content'] for m in messages)
+    mark = next(c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in said)  # nobody's letter
+    hidden = []
+    for m in messages:
+        text = m['content']
+        for token in tokens:
+            text = text.replace(token, token[0] + mark + token[1:])
+        hidden.append({**m, 'content': text})
+    return hidden, mark
+
+
+def answer_spans(
+    text: str,  # a whole conversation
+    messages: list,
+    fill,  # function: `fill(n)` is the text of the first n, up to where an answer begins
+    tokens,  # names of special tokens
+) -> list:
+    "Where each answer stands in the text, with the token that ends it: (start, end)."
+    found, mark = [], re.compile('|'.join(map(re.escape, tokens)) or '$')
+    for n, m in enumerate(messages):
+        if m['role'] != 'assistant':
+            continue
+        before = fill(n)
+        if not text.startswith(before):
+            raise ValueError(f'message {n}: the chat template puts no answer at this place')
+        end = mark.search(text, len(before))
+        found.append((len(before), end.end() if end else len(text)))
+    return found
+
+
+def token_names(tokenizer) -> dict:
+    "What a template may call the tokens at the two ends of a text: bos_token, eos_token."
+    ids = {name: getattr(tokenizer, f'{name}_id', None) for name in ('bos', 'eos')}
+    return {f'{name}_token': tokenizer.decode([i]) for name, i in ids.items() if i is not None}
 
 # %% ../nbs/96_weights.ipynb #8be559ee
 _CHARS = {

@@ -192,6 +192,7 @@ VARIES = {
     '09_speed f6e645b8': 'what a draft model that was trained here guesses right',
     '12_chat 12c00521': 'what a model that was trained here gets right',
     '12_chat 12c00621': 'losses of a model that was trained here',
+    '12_chat 12c00901': 'losses of three steps of training',
     '12_chat 12c00814': 'what two models that were trained here do',
     '13_pixels 13b00026': 'the loss of a training run',
     '13_pixels 13b00035': 'what the trained model draws',

@@ -86,6 +86,7 @@ NOT_NONE = {
     'chargpt': 'system.seed system.work_dir system.muon text.map_above data.block_size '
     'sample.prompt sample.length sample.temperature trainer.batch_size',
     'generate': 'model prompt num_samples max_new_tokens temperature device',
+    'chat': 'temperature max_new_tokens device',
     'finetune': 'system.recompute data.block_size lora.r lora.alpha replay sample.prompt '
     'sample.length',
 }
@@ -108,15 +109,16 @@ MAY_BE_NONE = {
     'trainer.checkpoint_every trainer.resume',
     'chargpt': 'system.threads text.file sample.top_k sample.top_p trainer.eval_every',
     'generate': 'top_k top_p seed bits',
+    'chat': 'model adder system top_k top_p context seed bits',
     'finetune': 'text.file lora.targets sample.top_p trainer.learning_rate',
 }
 
 
 def test_none_where_it_can_be():
-    from mingpt_nb import finetune, speed
+    from mingpt_nb import chat, finetune, speed
 
     for command, names in MAY_BE_NONE.items():
-        modules = dict(adder=adder, chargpt=chargpt, generate=speed, finetune=finetune)
+        modules = dict(adder=adder, chargpt=chargpt, generate=speed, finetune=finetune, chat=chat)
         config = modules[command].get_config()
         config.merge_from_args([f'--{name}=None' for name in names.split()])
 
