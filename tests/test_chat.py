@@ -455,6 +455,21 @@ def folder(small, tmp_path_factory):
     return place
 
 
+@pytest.fixture(scope='module')
+def endless(small, tmp_path_factory):
+    "Another one, which writes until it is stopped: the token that ends an answer is never drawn."
+    model = model_for(small[0], 'llama', context=50_000)
+    for p in model.parameters():
+        p.data.zero_()
+    model.model.embed_tokens.weight.data.fill_(1)
+    model.model.norm.weight.data.fill_(1)  # so each place has the same vector, of ones
+    end = small[0].special_tokens['<|im_end|>']
+    model.lm_head.weight.data[end] = -10
+    place = tmp_path_factory.mktemp('endless')
+    model.save_pretrained(place, small[0])
+    return place
+
+
 ENV = os.environ | dict(OMP_NUM_THREADS='1', PYTHONIOENCODING='utf-8', HF_HUB_OFFLINE='1')
 COMMAND = [sys.executable, '-c', 'from mingpt_nb.utils import cli; cli()', 'chat']
 
@@ -547,14 +562,14 @@ def test_without_weights_there_is_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='a terminal of its own')
-def test_in_a_terminal_ctrl_c_ends_the_answer(folder):
+def test_in_a_terminal_ctrl_c_ends_the_answer(endless):
     """The process has a terminal; Ctrl-C comes while it writes. It says so and takes the next line;
     Ctrl-C at the prompt ends nothing either; Ctrl-D does."""
     import pty
 
     pid, fd = pty.fork()
     if pid == 0:
-        args = [f'--model={folder}', '--device=cpu', '--seed=1', '--max_new_tokens=100000']
+        args = [f'--model={endless}', '--device=cpu', '--seed=1', '--max_new_tokens=100000']
         os.execvpe(COMMAND[0], [*COMMAND, *args, '--temperature=1', '--system=x'], ENV)
     seen, at = b'', 0
 
