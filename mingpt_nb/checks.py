@@ -870,7 +870,7 @@ def check_tokens(
     file,  # with the text
     how,  # how to write: length, temperature, top_k, top_p
 ):
-    "`ConfigError` unless nine tenths of the text have room for a row, and the model for its tokens."
+    "`ConfigError` unless nine tenths of the text hold a row, and the model has room for its ids."
     if not n:
         raise ConfigError(f'{file} is empty')
     if as_integer('data.block_size', block_size, low=1, error=ConfigError) > most:
