@@ -9,17 +9,31 @@ and what of it learns; and what a step costs.
 seed. Measured: the share of `--sums` held-out sums whose answer is right to its end; the loss on
 answers that the model itself gave to other questions before; its answers to fixed questions.
 Replayed are its answers to questions that are not measured.
+
+`costs`, each in a process of its own: processor seconds of a step of 2 rows of 256 tokens, the
+most MiB that the process held, and bytes on the disk of what was learnt and of a checkpoint.
 """
 
+import tempfile
 import time
+from pathlib import Path
 
+import numpy as np
 import torch
-from common import main
+from common import fresh, main, peak_memory
 
 from mingpt_nb.adder import AdditionDataset
 from mingpt_nb.book import cpu_name
-from mingpt_nb.data import smollm2
-from mingpt_nb.finetune import END_OF_TURN, Mixture, Pairs, add_lora, own_answers, question_ids
+from mingpt_nb.data import TokenDataset, smollm2
+from mingpt_nb.finetune import (
+    END_OF_TURN,
+    Mixture,
+    Pairs,
+    Tuner,
+    add_lora,
+    own_answers,
+    question_ids,
+)
 from mingpt_nb.llama import load
 from mingpt_nb.scaling import Trainer
 from mingpt_nb.utils import set_seed
@@ -121,6 +135,44 @@ def forgets(args):
         )
 
 
+COSTS = {  # what learns: (rank, work blocks out again?)
+    'all weights': (0, False),
+    'LoRA, r = 8': (8, False),
+    'LoRA, r = 8, blocks again': (8, True),
+}
+
+
+def costs(args):
+    for what in COSTS:
+        with fresh(['torch', 'mingpt_nb.finetune'], args.threads) as pool:
+            row = pool.apply(cost, (what, args.threads))
+        yield dict(what=what, cpu=cpu_name(), rows=2, tokens=256, **row)
+
+
+def cost(what, threads):
+    "Three steps; the first is not timed."
+    torch.set_num_threads(threads)
+    (r, again), (model, tok) = COSTS[what], base()
+    loaded, times = peak_memory(), []
+    if r:
+        add_lora(model, r=r, alpha=16)
+    ids = np.random.default_rng(0).integers(49152, size=5000).astype(np.uint16)
+    trainer = Tuner(settings(max_iters=3, batch_size=2), model, TokenDataset(ids, 256, tok))
+    trainer.recompute = again
+    trainer.add_callback('on_step_end', lambda t: times.append(time.process_time()))
+    trainer.run()
+    memory = peak_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        place = trainer.save_checkpoint(Path(folder, 'checkpoint'))
+        checkpoint = sum(f.stat().st_size for f in place.iterdir())
+        learnt = (place / 'model.safetensors').stat().st_size
+    learn = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    step = (times[-1] - times[0]) / 2
+    return dict(
+        learn=learn, step=step, loaded=loaded, memory=memory, learnt=learnt, checkpoint=checkpoint
+    )
+
+
 def settings(**more):
     c = Trainer.get_default_config()
     c.merge_from_dict(dict(device='cpu', dtype='float32', seed=1, weight_decay=0.0, log_every=1))
@@ -131,7 +183,7 @@ def settings(**more):
 if __name__ == '__main__':
     main(
         __doc__,
-        dict(forgets=forgets),
+        dict(forgets=forgets, costs=costs),
         steps=(30, 'steps of each run'),
         batch=(12, 'rows in a step'),
         sums=(60, 'held-out sums that are asked'),

@@ -1,4 +1,4 @@
-"""Teach a model that somebody else has trained your own text, with all of its weights or with a hundredth of them, and see what it forgets.
+"""Teach a model that somebody else has trained a text of your own, with all of its weights or with LoRA, on a laptop, and see what it forgets.
 
 Docs: https://mingpt-nb.github.io/mingpt_nb/finetune.html.md"""
 
@@ -462,6 +462,9 @@ def main(args: list = None) -> Tuner:  # a file, `--field=value`; default: `sys.
         trainer.run()
         watch.recall(trainer.history)
         watch.check()
+        if watch.step is None:
+            say('no step was taken, so nothing is kept')
+            return trainer
         before = next((r['before'] for r in trainer.history if 'before' in r), math.nan)
         say(f'before: held-out loss {in_words(before, *watch.size)}')
         say(f'after {watch.step} steps: {in_words(watch.best, *watch.size)}')

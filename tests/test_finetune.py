@@ -401,6 +401,12 @@ def test_nan_stops_the_run_before_the_weights_are_spoilt(tmp_path):
         )
 
 
+def test_no_step_leaves_nothing(tmp_path, capsys):
+    command(tmp_path, '--trainer.max_iters=0')
+    assert capsys.readouterr().out.endswith('no step was taken, so nothing is kept\n')
+    assert not (tmp_path / 'out/model/model.safetensors').exists()
+
+
 def test_a_finished_run_that_is_resumed_trains_nothing_more(tmp_path):
     command(tmp_path, '--trainer.checkpoint_every=4')
     first = (tmp_path / 'out/model/model.safetensors').read_bytes()
