@@ -198,7 +198,6 @@ VARIES = {
     '13_pixels 13b00035': 'what the trained model draws',
     '13_pixels 13b00039': 'what the trained model draws',
     '13_pixels 13b00042': 'what the trained model reads',
-    '13_pixels 13b00045': 'an optimizer that stops where nothing changes any more',
     '13_pixels 13b00053': 'what the trained model reads',
     '13_pixels 13b0005b': 'the losses of single pictures',
     '91_data 5c1d6399': 'the loss after twenty steps',

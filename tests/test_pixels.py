@@ -1,13 +1,16 @@
 """What a cell of chapter 13 cannot show: the command in a process of its own, and a judge of its
 own for what the model has learned."""
 
+import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import LEFT, run
+from processes import LEFT, ROOT, run
 
 from mingpt_nb import pixels
 from mingpt_nb.gpt2 import load_pretrained
@@ -103,3 +106,12 @@ def test_what_is_in_the_way_is_found_before_the_training(tmp_path, monkeypatch):
     (tmp_path / 'model').write_text('a file')
     with pytest.raises(SystemExit, match='is in the way'):
         cli(['pixels', f'--system.work_dir={tmp_path}'])
+
+
+def test_the_benchmark_of_the_orders_runs(tmp_path):
+    out = tmp_path / 'rows.json'
+    args = ROOT / 'benchmarks/pixels.py', '--tiny', '--seeds', '1', '--json', out
+    subprocess.run([sys.executable, *args], check=True, capture_output=True)
+    rows = json.loads(out.read_text(encoding='utf-8'))['rows']
+    assert [r['what'] for r in rows] == ['raster', 'spiral', 'random']
+    assert all(r['so_far'][-1] / 64 == pytest.approx(r['bits']) and r['wall_s'] > 0 for r in rows)
