@@ -72,8 +72,7 @@ class LoRALinear(nn.Linear):
 
     def merged(self):
         "The weight of the linear layer that computes the same: (out, in)."
-        change = self.scale * self.lora_B.cpu() @ self.lora_A.cpu()  # a GPU may round the factors
-        return self.weight + change.to(self.weight)
+        return self.weight + (self.scale * self.lora_B @ self.lora_A).to(self.weight.dtype)
 
     def extra_repr(self):
         return f'{super().extra_repr()}, r={len(self.lora_A)}, scale={self.scale:g}'
