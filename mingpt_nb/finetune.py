@@ -72,7 +72,8 @@ class LoRALinear(nn.Linear):
 
     def merged(self):
         "The weight of the linear layer that computes the same: (out, in)."
-        return self.weight + (self.scale * self.lora_B @ self.lora_A).to(self.weight.dtype)
+        change = self.scale * self.lora_B.cpu() @ self.lora_A.cpu()  # a GPU may round the factors
+        return self.weight + change.to(self.weight)
 
     def extra_repr(self):
         return f'{super().extra_repr()}, r={len(self.lora_A)}, scale={self.scale:g}'
