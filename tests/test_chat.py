@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -603,3 +604,18 @@ def test_in_a_terminal_ctrl_c_ends_the_answer(endless):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         os.close(fd)
+
+
+def test_the_recorded_run_can_be_made_again(tmp_path):
+    "The benchmark runs in its smallest sizes, and the run beside the chapter has the same rows."
+    root = Path(__file__).parents[1]
+    command = [sys.executable, '-W', 'ignore', root / 'benchmarks/chat.py', '--tiny', '--json']
+    subprocess.run([*command, tmp_path / 'rows.json'], check=True, capture_output=True, env=ENV)
+    made = json.loads((tmp_path / 'rows.json').read_text(encoding='utf-8'))['rows']
+    assert [row['what'] for row in made] == ['data', 'before', 'training', 'after']
+    for path in (root / 'benchmarks/results').glob('chat-*.json'):
+        kept = json.loads(path.read_text(encoding='utf-8'))['rows']
+        assert [row.keys() for row in kept] == [row.keys() for row in made]
+        assert (
+            kept[3]['right'] > kept[1]['right'] and kept[1]['said'].keys() == kept[3]['said'].keys()
+        )
