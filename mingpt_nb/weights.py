@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
+from jinja2 import TemplateError  # torch brings it
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from safetensors import SafetensorError, safe_open
 
