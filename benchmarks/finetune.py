@@ -3,6 +3,7 @@ and what of it learns; and what a step costs.
 
     make weights && python benchmarks/finetune.py --json benchmarks/results/finetune.json
     python benchmarks/finetune.py costs --json benchmarks/results/finetune-costs.json
+    python benchmarks/finetune.py text --steps 40 --json benchmarks/results/finetune-text.json
 
 `forgets`: questions like "What is 47 + 38?" in the model's chat template, with the split of chapter
 04, so that no sum of the training is asked later; `--steps` steps of `--batch` rows in float32, one
@@ -12,10 +13,15 @@ Replayed are its answers to questions that are not measured.
 
 `costs`, each in a process of its own: processor seconds of a step of 2 rows of 256 tokens, the
 most MiB that the process held, and bytes on the disk of what was learnt and of a checkpoint.
+
+`text`: the command, on the first `--characters` of Python's manual: the losses on the last tenth
+before, while and after, seconds from the first step to the last, and samples before and after.
 """
 
+import io
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +37,15 @@ from mingpt_nb.finetune import (
     Pairs,
     Tuner,
     add_lora,
+    bytes_of,
     own_answers,
     question_ids,
 )
+from mingpt_nb.finetune import main as finetune
 from mingpt_nb.llama import load
 from mingpt_nb.scaling import Trainer
 from mingpt_nb.utils import set_seed
+from mingpt_nb.words import english
 
 REPLAY = """What is the capital of Italy?|What colour is the sky?|Name a fruit.|Who wrote Hamlet?
 What is water made of?|How many days has a week?|Name an animal that can fly.|What do bees make?
@@ -173,6 +182,46 @@ def cost(what, threads):
     )
 
 
+def text(args):
+    with tempfile.TemporaryDirectory() as folder:
+        file, out, at = Path(folder, 'text.txt'), io.StringIO(), []
+        file.write_text(english()[: args.characters], encoding='utf-8')
+        options = [f'--system.work_dir={folder}/run', '--trainer.progress=false']
+        options += [f'--trainer.max_iters={args.steps}', '--trainer.dtype=float32']
+        options += [
+            f'--system.threads={args.threads}',
+            '--trainer.log_every=1',
+            '--sample.length=24',
+        ]
+        run = Tuner.run
+
+        def timed(trainer):
+            trainer.add_callback('on_step_end', lambda t: at.append(time.perf_counter()))
+            at.append(time.perf_counter())
+            run(trainer)
+
+        Tuner.run = timed
+        with redirect_stdout(out):
+            trainer = finetune([str(file), '--trainer.device=cpu', *options])
+        held = trainer.eval_dataset
+        size = len(held.ids), bytes_of(held.tokenizer, held.ids)
+    says = [line[3:-1] for line in out.getvalue().splitlines() if line[:3] in ("  '", '  "')]
+    yield dict(
+        what='the manual of Python',
+        cpu=cpu_name(),
+        threads=args.threads,
+        characters=args.characters,
+        steps=args.steps,
+        tokens=args.steps * trainer.config.batch_size * held.block_size,
+        learn=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        before=trainer.history[0]['before'],
+        evals=[(r['iter'] + 1, r['eval_loss']) for r in trainer.history if 'eval_loss' in r],
+        held=size,
+        seconds=at[-1] - at[0],
+        says=says,
+    )
+
+
 def settings(**more):
     c = Trainer.get_default_config()
     c.merge_from_dict(dict(device='cpu', dtype='float32', seed=1, weight_decay=0.0, log_every=1))
@@ -183,11 +232,12 @@ def settings(**more):
 if __name__ == '__main__':
     main(
         __doc__,
-        dict(forgets=forgets, costs=costs),
+        dict(forgets=forgets, costs=costs, text=text),
         steps=(30, 'steps of each run'),
         batch=(12, 'rows in a step'),
         sums=(60, 'held-out sums that are asked'),
         only=('', 'part of what learns'),
         skip=(0, 'so many runs'),
         runs=(99, 'so many runs after them'),
+        characters=(200_000, 'of `text`'),
     )
