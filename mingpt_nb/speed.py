@@ -8,14 +8,16 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/speed.html.md"""
 __all__ = ['CLOCK', 'STOCK', 'BARE', 'MANY', 'WAYS', 'NEAR', 'UNTUNED', 'MEASURED', 'EVERY', 'few', 'least_seconds', 'bare_norm',
            'bare', 'bare_block', 'touched', 'is_stock', 'twin', 'Product', 'linear', 'in_out', 'turned', 'by_fours',
            'summed', 'packed', 'candidates', 'relative_error', 'sampled', 'measure', 'quickest', 'Fast', 'marks_of',
-           'products_of', 'name_of', 'fast', 'halved', 'halved_packed', 'quantize', 'int8_naive', 'int8_weights',
-           'int8_both', 'adds_exactly', 'look_up', 'speculate', 'drafted', 'StaticStep', 'write_static', 'get_config',
-           'main']
+           'products_of', 'name_of', 'fast', 'halved', 'halved_packed', 'float16_packed', 'quantize', 'int8_naive',
+           'int8_weights', 'int8_both', 'prepacked', 'int8_packed', 'adds_exactly', 'overflows', 'look_up', 'speculate',
+           'drafted', 'StaticStep', 'write_static', 'get_config', 'main']
 
 # %% ../nbs/09_speed.ipynb #649d69d4
 import functools
+import math
 import threading
 import time
+import warnings
 
 import torch
 from torch import nn
@@ -409,6 +411,16 @@ EVERY = [*range(1, 17), MANY]
 WAYS[16] = dict(halved=(halved, EVERY), halved_packed=(halved_packed, EVERY))
 NEAR[16], UNTUNED[16] = 0.02, 'halved'
 
+# %% ../nbs/09_speed.ipynb #09f16002
+def float16_packed(weight, bias, rows=None):
+    "The weights in float16, in the order that fbgemm wants; rows and sums stay in float32. A copy."
+    ops, bias = torch.ops.quantized, None if bias is None else bias.float()
+    mine = ops.linear_prepack_fp16(weight.float(), bias)
+    return lambda x: ops.linear_dynamic_fp16(x.float(), mine).to(x.dtype)
+
+
+WAYS[16]['float16_packed'] = float16_packed, EVERY
+
 # %% ../nbs/09_speed.ipynb #93f5b0c8
 def quantize(weight):
     "(out, in) -> whole numbers (out, in) as int8, and scales (out,): weight = numbers x scale."
@@ -450,6 +462,34 @@ def int8_both(weight, bias, rows=None):
     return way
 
 
+def prepacked(weight):
+    "The weights as int8, as fbgemm wants them."
+    numbers, scale = quantize(weight.float())
+    zeros = torch.zeros(len(scale), dtype=torch.long)
+    with warnings.catch_warnings():  # torch means to drop this type
+        warnings.filterwarnings('ignore', message='torch.quantize_per')
+        whole = torch._make_per_channel_quantized_tensor(numbers, scale, zeros, 0)
+    return torch.ops.quantized.linear_prepack(whole, None)
+
+
+def int8_packed(weight, bias, rows=None):
+    "`int8_both` by fbgemm; rows of 7 bits where the sums of 8 overflow."
+    mine, fewer = prepacked(weight), overflows()
+    times = lambda x: torch.ops.quantized.linear_dynamic(x.float(), mine, fewer).to(x.dtype)
+
+    def way(x):  # (n, in)
+        if not math.isfinite(x.sum()):  # whole numbers would hide a NaN
+            return F.linear(x, weight, bias)
+        if len(x) > 1:  # each row has its scale
+            size = x.abs().amax(1, keepdim=True).clamp(min=1e-12)
+            y = times(x / size) * size
+        else:
+            y = times(x)
+        return y if bias is None else y + bias
+
+    return way
+
+
 @functools.cache
 def adds_exactly() -> bool:
     "Are sums of products of int8 right on this processor, also the largest?"
@@ -460,9 +500,17 @@ def adds_exactly() -> bool:
         return False
 
 
+@functools.cache
+def overflows() -> bool:
+    "Do fbgemm's sums overflow on this processor, where the largest numbers meet?"
+    ones = torch.ones(32, 64)
+    y = torch.ops.quantized.linear_dynamic(ones[:1], prepacked(ones), False)
+    return relative_error(y, torch.full((1, 32), 64.0)) > 0.01
+
+
 few = range(1, 17)
 WAYS[8] = dict(int8_naive=(int8_naive, few), int8_weights=(int8_weights, few))
-WAYS[8] |= dict(int8_both=(int8_both, EVERY))
+WAYS[8] |= dict(int8_both=(int8_both, EVERY), int8_packed=(int8_packed, EVERY))
 NEAR[8], UNTUNED[8] = 0.03, 'int8_weights'
 
 # %% ../nbs/09_speed.ipynb #11d843b5
