@@ -17,12 +17,12 @@ import torch
 from torch.utils.data import Dataset
 
 # %% ../nbs/04_adder.ipynb #e12b847d
-from .checks import as_integer, check_addend, check_addition, check_length
+from .checks import as_integer, check_addend, check_addition, check_length, check_ndigit
 from .data import draw_questions, is_test
 from .model import GPT
 from .scaling import Trainer
 from .speed import fast
-from .utils import CfgNode, ConfigError, cli, save_plot, say, set_seed, started, unwrap
+from .utils import CfgNode, cli, save_plot, say, set_seed, started, unwrap
 
 # %% ../nbs/04_adder.ipynb #776a75d6
 def add_columns(
@@ -160,8 +160,7 @@ def build(config) -> Trainer:  # as `get_config` makes it
     """Seed everything, make data and model, fill in what follows from the data; the trainer, not
     yet run, with the test problems as its `eval_dataset`."""
     set_seed(config.system.seed)
-    if config.data.ndigit > 1000:  # attention compares all the 3n digits of a sum with each other
-        raise ConfigError(f'ndigit must be 1000 or less, got {config.data.ndigit:,}')
+    check_ndigit(config.data.ndigit)
     train, test = (AdditionDataset(config.data, split) for split in ('train', 'test'))
     model, run = config.model, config.trainer
     model.vocab_size, model.block_size = train.get_vocab_size(), train.get_block_size()

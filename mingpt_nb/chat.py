@@ -10,7 +10,6 @@ __all__ = ['CHATML', 'ASK', 'SMALL_TALK', 'CALL', 'HELP', 'render', 'talk_html',
            'obey', 'get_config', 'start', 'main']
 
 # %% ../nbs/12_chat.ipynb #12c00005
-import html
 import json
 import os
 import random
@@ -27,6 +26,7 @@ from torch.utils.data import Dataset
 # %% ../nbs/12_chat.ipynb #12c00006
 from . import checks, llama
 from .adder import add
+from .book import tinted
 from .bpe import bytes_to_unicode, encoder_from_merges
 from .data import smollm2
 from .gpt2 import END, end_id
@@ -77,10 +77,6 @@ def render(
     return ids, mask
 
 # %% ../nbs/12_chat.ipynb #12c00110
-_SPAN = '<span title="{}" style="background:rgba({},{:.2f});border-bottom:3px solid {}">{}</span>'
-_BLUE, _NONE = 'rgb(0,114,178)', 'transparent'
-
-
 def talk_html(
     tokenizer,
     ids: list,
@@ -89,13 +85,8 @@ def talk_html(
 ) -> str:
     "Tokens as HTML, orange where they were improbable, underlined where the mask is True."
     p = [1.0] * len(ids) if p is None else p
-    spans = []
-    for text, learnt, q in zip(pieces(tokenizer, ids), mask, p):
-        shown = html.escape(text).replace('\n', '⏎\n')
-        line = _BLUE if learnt else _NONE
-        spans.append(_SPAN.format(f'{q:.0%}', '213,94,0', 0.6 * (1 - q), line, shown))
-    style = 'font-family:monospace;white-space:pre-wrap;line-height:1.9'
-    return f'<div style="{style}">{"".join(spans)}</div>'
+    texts = [text.replace('\n', '⏎\n') for text in pieces(tokenizer, ids)]
+    return tinted(texts, [0.6 * (1 - q) for q in p], [f'{q:.0%}' for q in p], mask)
 
 # %% ../nbs/12_chat.ipynb #12c00600
 #: ways to ask for a sum

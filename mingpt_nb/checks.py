@@ -6,13 +6,14 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/checks.html.md"""
 
 # %% auto #0
 __all__ = ['SIZES', 'PRESETS', 'LLAMAS', 'ROPES', 'CHOICES', 'ROLES', 'as_integer', 'as_number', 'as_tensor', 'check_ids',
-           'check_idx', 'check_targets', 'check_stops', 'check_allowed', 'check_prompt', 'pad_left', 'pads_left',
-           'places', 'left_mask', 'unpad', 'check_sampling', 'check_logits', 'check_preset', 'check_model',
-           'count_params', 'check_memory', 'default_config', 'complete', 'check_rope', 'check_llama', 'known_ids',
-           'check_fit', 'check_addition', 'check_addend', 'check_length', 'check_choice', 'default_run', 'check_config',
-           'check_schedule', 'check_room', 'check_optimizable', 'check_batch', 'TrainingDiverged', 'diverged',
-           'check_finite', 'check_loss', 'check_weights', 'check_sequence', 'check_stride', 'check_generate',
-           'as_config_error', 'check_one_text', 'check_characters', 'check_tokens', 'check_items', 'check_messages']
+           'check_idx', 'check_targets', 'check_stops', 'check_allowed', 'pad_left', 'pads_left', 'places', 'left_mask',
+           'unpad', 'check_prompt', 'check_sampling', 'check_logits', 'check_preset', 'check_model', 'count_params',
+           'check_memory', 'default_config', 'resolve_config', 'check_rope', 'check_llama', 'known_ids', 'check_fit',
+           'check_addition', 'check_ndigit', 'check_addend', 'check_length', 'check_choice', 'default_run',
+           'check_config', 'check_schedule', 'check_room', 'check_optimizable', 'check_batch', 'TrainingDiverged',
+           'diverged', 'check_finite', 'check_loss', 'check_weights', 'check_sequence', 'check_stride',
+           'check_generate', 'as_config_error', 'check_one_text', 'check_characters', 'check_tokens', 'check_items',
+           'check_messages']
 
 # %% ../nbs/95_checks.ipynb #2c823d1d
 import math
@@ -196,22 +197,6 @@ def check_allowed(
         raise ValueError(f'allowed holds none of the {vocab_size} ids of the model')
     return None if mask.all() else mask
 
-# %% ../nbs/95_checks.ipynb #5e0c7a12
-def check_prompt(
-    vocab_size: int,
-    idx,  # (B, T), see `as_tensor`
-    stop_tokens=None,  # see `check_stops`
-    allowed=None,  # see `check_allowed`
-    device=None,  # that of the model; None: stay where `idx` is
-) -> tuple:  # int64 (B, T); int64 (n,), the stops; BoolTensor (vocab_size,), not to be drawn
-    """What a text begins with, where it ends, and which ids it must not hold, on one device.
-    `ValueError`."""
-    idx = check_idx(idx, vocab_size).to(device)
-    stops = torch.tensor(check_stops(stop_tokens, vocab_size), dtype=torch.long)
-    mask = check_allowed(allowed, vocab_size)
-    banned = torch.zeros(vocab_size, dtype=torch.bool) if mask is None else ~mask
-    return idx, stops.to(idx.device), banned.to(idx.device)
-
 # %% ../nbs/95_checks.ipynb #10a3c012
 def pad_left(
     idx,  # (B, T), or a list of rows of several lengths
@@ -280,6 +265,23 @@ def unpad(
         ends = [i for i, token in enumerate(row[T:].tolist(), T + 1) if token in stops]
         rows.append(row[n : ends[0] if ends else None])
     return rows
+
+# %% ../nbs/95_checks.ipynb #5e0c7a12
+def check_prompt(
+    vocab_size: int,
+    idx,  # (B, T), see `as_tensor`, or rows of several lengths, see `pad_left`
+    stop_tokens=None,  # see `check_stops`
+    allowed=None,  # see `check_allowed`
+    device=None,  # that of the model; None: stay where `idx` is
+) -> tuple:  # (B, T); pads, as of `pad_left`; (n,), the stops; bool (vocab_size,), not to be drawn
+    """What a text begins with, where it ends, and which ids it must not hold, on one device.
+    `ValueError`."""
+    idx, pads = pad_left(idx, device)
+    idx = check_idx(idx, vocab_size).to(device)
+    stops = torch.tensor(check_stops(stop_tokens, vocab_size), dtype=torch.long)
+    mask = check_allowed(allowed, vocab_size)
+    banned = torch.zeros(vocab_size, dtype=torch.bool) if mask is None else ~mask
+    return idx, pads, stops.to(idx.device), banned.to(idx.device)
 
 # %% ../nbs/95_checks.ipynb #0356b915
 def check_sampling(
@@ -439,13 +441,13 @@ def default_config() -> CfgNode:
     return c.freeze(model_type=str | None, **integers)
 
 
-def complete(
+def resolve_config(
     config,  # any object with some of these fields; it is not changed
-    presets: dict,  # name -> sizes
     activations,  # the names that there are
-    count,  # `count(c)`: how many weights a config describes
+    presets: dict = PRESETS,  # name -> sizes
+    count=count_params,  # `count(c)`: how many weights a config describes
 ) -> CfgNode:
-    "A whole config, with the preset's sizes. `ConfigError` says what is wrong."
+    "A whole copy of a config, with the preset's sizes. `ConfigError` says what is wrong."
     c = default_config()
     c.merge_from_dict(vars(config))
     check_preset(c, presets)
@@ -564,6 +566,12 @@ def check_addition(
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if ndigit < 1:
         raise ConfigError(f'ndigit must be 1 or more, got {ndigit}')
+
+
+def check_ndigit(ndigit: int):
+    "`ConfigError` for sums of which no model reads all: attention compares each pair of digits."
+    if ndigit > 1000:
+        raise ConfigError(f'ndigit must be 1000 or less, got {ndigit:,}')
 
 
 def check_addend(

@@ -421,7 +421,8 @@ def show(model, tokenizer, prompts: list, how, seed: int):  # how: length, tempe
     "Print each prompt and its continuation, always drawn with the same random numbers."
     for ids in prompts:
         draws = torch.Generator(ids.device).manual_seed(seed)
-        new = stream_text(model, tokenizer, ids, *vars(how).values(), draws)
+        more = dict(top_p=how.top_p, generator=draws)
+        new = stream_text(model, tokenizer, ids, how.length, how.temperature, how.top_k, **more)
         say('  ' + repr(tokenizer.decode(ids[0].tolist()) + ' | ' + ''.join(new)))
 
 

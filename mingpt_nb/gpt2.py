@@ -7,10 +7,9 @@ Docs: https://mingpt-nb.github.io/mingpt_nb/gpt2.html.md"""
 # %% auto #0
 __all__ = ['HF_NAMES', 'HF_DEFAULTS', 'CONV1D', 'END', 'read_config', 'our_name', 'from_hf', 'load_pretrained', 'is_tied',
            'hf_config', 'hf_state', 'to_hf', 'end_id', 'save_pretrained', 'prompt_ids', 'next_tokens', 'windows',
-           'surprise', 'perplexity', 'surprise_html', 'stream_text', 'read_tokenizer', 'load', 'get_config', 'main']
+           'surprise', 'perplexity', 'surprise_html', 'stream_text', 'load', 'get_config', 'main']
 
 # %% ../nbs/05_gpt2.ipynb #a588d1ec
-import html
 import json
 import math
 import sys
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 
 # %% ../nbs/05_gpt2.ipynb #025941d4
 from . import checks, weights
+from .book import tinted
 from .bpe import CharTokenizer, get_encoder, load_tokenizer
 from .model import ACTIVATIONS, GPT, count_params, resolve_config
 from .utils import CfgNode, cli, evaluating, need, pick_device, plain_name, unwrap, write
@@ -75,7 +75,7 @@ def load_pretrained(name_or_path, dtype=torch.float32) -> GPT:  # of the paramet
     `ValueError` for what is no GPT-2, or damaged; `FileNotFoundError` for what is not there."""
     folder, hf, files = weights.open_folder(name_or_path)
     with weights.about(folder / 'config.json'), weights.blank():
-        config = resolve_config(read_config(hf))
+        config = resolve_config(read_config(hf), ACTIVATIONS)
         weights.check_size(config, count_params(config), files)
         model = GPT(config)
     weights.fill(model, files, weights.as_stored if weights.is_old(hf) else from_hf, dtype)
@@ -109,10 +109,12 @@ def to_hf(model: GPT):
     "A `GPT2LMHeadModel` of transformers: a copy of `model`, on its device, in its dtype and mode."
     hf, w = need('transformers', 'hf'), unwrap(model).lm_head.weight
     theirs = hf.GPT2LMHeadModel(hf.GPT2Config.from_dict(hf_config(model)))
-    theirs.to(device=w.device, dtype=w.dtype).load_state_dict(
-        {'lm_head.weight': w} | hf_state(model)
-    )
+    state = {'lm_head.weight': w} | hf_state(model)
+    theirs.to(device=w.device, dtype=w.dtype).load_state_dict(state)
     return theirs.train(model.training)
+
+
+GPT.to_hf = to_hf
 
 # %% ../nbs/05_gpt2.ipynb #593b827a
 def end_id(tokenizer, default: int = None):  # -> int or None
@@ -194,51 +196,37 @@ def perplexity(model: GPT, ids, stride: int = None) -> float:
     return math.exp(surprise(model, ids, stride).mean())
 
 # %% ../nbs/05_gpt2.ipynb #45a3560d
-_SPAN = '<span title="{:.1f} nats" style="background:rgba(213,94,0,{:.2f})">{}</span>'
-
-
 def surprise_html(model: GPT, tokenizer, text: str, stride: int = None) -> str:
     """The text as HTML, each token on orange in proportion to its surprise (full at ln V), with the
     number as a tooltip. It has to have two tokens."""
     ids, full = tokenizer.encode(text), math.log(model.config.vocab_size)
     nats = [0.0, *surprise(model, ids, stride).tolist()]
     shades = [0.65 * min(1, x / full) for x in nats]
-    spans = map(_SPAN.format, nats, shades, map(html.escape, pieces(tokenizer, ids)))
-    style = 'font-family:monospace;white-space:pre-wrap;line-height:1.6'
-    return f'<div style="{style}">{"".join(spans)}</div>'
+    return tinted(pieces(tokenizer, ids), shades, [f'{x:.1f} nats' for x in nats])
 
 # %% ../nbs/05_gpt2.ipynb #6e321e06
-def stream_text(
-    model, tokenizer, ids, max_new_tokens=100, temperature=1, top_k=None, top_p=None, generator=None
-):
+def stream_text(model, tokenizer, ids, max_new_tokens=100, temperature=1, top_k=None, **more):
     """Yield the continuation of `ids`, from `prompt_ids`, piece by piece: whole characters only, up
-    to <|endoftext|>. Settings and errors are those of `GPT.stream`."""
+    to <|endoftext|>. `more`: `top_p` and `generator`. Settings and errors are `GPT.stream`'s."""
     ends = {end_id(tokenizer), getattr(tokenizer, 'special_tokens', {}).get(END)} - {None}
     stops = [end for end in ends if end < model.config.vocab_size]  # it may lack it
-    more = dict(generator=generator, allowed=checks.known_ids(tokenizer))
-    knobs = temperature, True, top_k, top_p
-    steps = model.stream(ids, max_new_tokens, *knobs, stop_tokens=stops, **more)
+    more |= dict(stop_tokens=stops, allowed=checks.known_ids(tokenizer))
+    steps = model.stream(ids, max_new_tokens, temperature, True, top_k, **more)
     new = takewhile(lambda i: i not in ends, (step.item() for step in steps))
     yield from filter(None, pieces(tokenizer, new))
 
 # %% ../nbs/05_gpt2.ipynb #bb50aefb
-def read_tokenizer(folder):  # -> a tokenizer, or None
-    "The tokenizer in `folder`. `ValueError` for one that makes other ids than ours would."
-    try:
-        return load_tokenizer(folder)
-    except FileNotFoundError:
-        return None
-
-
 def load(name_or_path, device='auto'):  # a folder of a model or of a run, or a name on the hub
-    "A model in eval mode, and its tokenizer. `ValueError` if it is no GPT-2, or has no tokenizer."
+    "A model in eval mode, and its tokenizer. Errors of `load_pretrained` and `load_tokenizer`."
     folder = weights.open_folder(name_or_path)[0]
     model = load_pretrained(folder).to(pick_device(device))
-    size = model.config.vocab_size
-    tokenizer = read_tokenizer(folder) or (get_encoder() if size == 50257 else None)
-    if tokenizer is None:
-        raise ValueError(f'no tokenizer in {folder}: vocab.json and merges.txt, or tokenizer.json')
-    checks.check_fit(tokenizer, size, folder)
+    try:
+        tokenizer = load_tokenizer(folder)
+    except FileNotFoundError:
+        if model.config.vocab_size != 50257:
+            raise
+        tokenizer = get_encoder()
+    checks.check_fit(tokenizer, model.config.vocab_size, folder)
     return model, tokenizer
 
 # %% ../nbs/05_gpt2.ipynb #29aa0277
@@ -264,12 +252,12 @@ def main(
         model, tokenizer = load(c.model, c.device)
         ids = prompt_ids(model, tokenizer, c.prompt)
         model = quicken(model) if quicken else model
-    generator = torch.Generator(ids.device)
-    generator.seed() if c.seed is None else generator.manual_seed(c.seed)
-    knobs = c.max_new_tokens, c.temperature, c.top_k, c.top_p, generator
+    draws = torch.Generator(ids.device)
+    draws.seed() if c.seed is None else draws.manual_seed(c.seed)
+    knobs, more = (c.max_new_tokens, c.temperature, c.top_k), dict(top_p=c.top_p, generator=draws)
     for n in range(c.num_samples):
         start = ['-' * 80 + '\n', c.prompt] if n else [c.prompt]
-        for piece in chain(start, stream_text(model, tokenizer, ids, *knobs), ['\n']):
+        for piece in chain(start, stream_text(model, tokenizer, ids, *knobs, **more), ['\n']):
             write(piece)
 
 # %% ../nbs/05_gpt2.ipynb #754c34e5

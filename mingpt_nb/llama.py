@@ -20,6 +20,7 @@ from torch import nn
 # %% ../nbs/10_llama.ipynb #10b00006
 from . import checks, gpt2, weights
 from .attention import KVCache, attend, attention_weights
+from .bpe import load_tokenizer
 from .model import ACTIVATIONS, GPT, init_weights
 from .speed import get_config
 from .speed import main as fast_main
@@ -354,16 +355,14 @@ Llama.from_pretrained = staticmethod(load_pretrained)
 
 # %% ../nbs/10_llama.ipynb #10b000d1
 def load(name_or_path, device='auto'):  # a folder of a model or a run, a GGUF, a name on the hub
-    "A GPT-2 or a Llama in eval mode, and its tokenizer. `ValueError` if it is none, or has none."
+    "A GPT-2 or a Llama in eval mode, and its tokenizer. Errors of `open_folder`, `load_tokenizer`."
     folder, hf, _ = weights.open_folder(name_or_path)
     if hf.get('model_type') not in [*checks.LLAMAS]:
         return gpt2.load(folder, device)
     if folder.is_dir():
-        tokenizer = gpt2.read_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
     else:
         tokenizer = weights.gguf_tokenizer(weights.open_gguf(folder).meta)
-    if tokenizer is None:
-        raise ValueError(f'no tokenizer in {folder}: tokenizer.json, or vocab.json and merges.txt')
     model = load_pretrained(folder)
     checks.check_fit(tokenizer, model.config.vocab_size, folder)
     return model.to(pick_device(device)), tokenizer

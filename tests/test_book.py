@@ -189,11 +189,8 @@ VARIES = {
     '08_scaling a0e6f0b4': 'four training runs',
     '09_speed 01f65ae0': 'which ways to multiply a processor likes',
     '09_speed d59f800f': 'which ways to multiply a processor likes',
-    '09_speed f6e645b8': 'what a draft model that was trained here guesses right',
     '12_chat 12c00521': 'what a model that was trained here gets right',
     '12_chat 12c00621': 'losses of a model that was trained here',
-    '12_chat 12c00901': 'losses of three steps of training',
-    '12_chat 12c00814': 'what two models that were trained here do',
     '13_pixels 13b00026': 'the loss of a training run',
     '13_pixels 13b00035': 'what the trained model draws',
     '13_pixels 13b00039': 'what the trained model draws',
@@ -201,12 +198,7 @@ VARIES = {
     '13_pixels 13b00053': 'what the trained model reads',
     '13_pixels 13b0005b': 'the losses of single pictures',
     '91_data 5c1d6399': 'the loss after twenty steps',
-    '11_finetune 11b00013': 'losses of a training run, and what the model writes',
-    '11_finetune 11b00015': 'singular values of what that run changed',
-    '11_finetune 11b00062': 'what a model draws, and losses of a trained one',
-    '11_finetune 11b00067': 'losses of two training runs',
     '11_finetune 11b00112': 'a training run and what its model writes',
-    '11_finetune 11b00214': 'the loss of a model with random numbers in it',
 }
 
 

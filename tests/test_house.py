@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GROUND = '99', '90', '92', '94', '95', '96', '91', '97', '98'
 # minGPT's `GPT.from_pretrained` is a method of chapter 02 and the work of chapter 05.
-DOORS = {('model', door, 'gpt2') for door in ('from_pretrained', 'save_pretrained', 'to_hf')}
+DOORS = {('model', door, 'gpt2') for door in ('from_pretrained', 'save_pretrained')}
 # Imports by name: of another library that may be missing, and of a command when it is called.
 BY_NAME = {('utils', 'need'), ('utils', '_run')}
 

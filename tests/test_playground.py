@@ -10,19 +10,13 @@ import pytest
 import torch
 
 from mingpt_nb import adder, pixels
-from mingpt_nb.bpe import get_encoder
-from mingpt_nb.gpt2 import read_tokenizer
+from mingpt_nb.bpe import get_encoder, load_tokenizer
 from mingpt_nb.model import GPT, filter_logits
 from mingpt_nb.words import unicode_ranges
 
 NBS = Path(__file__).parents[1] / 'nbs'
 READY = "document.querySelectorAll('[data-ready=true]').length == 4"
-load = functools.cache(
-    lambda name: (
-        GPT.from_pretrained(NBS / 'playground' / name),
-        read_tokenizer(NBS / 'playground' / name),
-    )
-)
+load = functools.cache(lambda name: GPT.from_pretrained(NBS / 'playground' / name))
 
 
 def visit(context, url, wait=READY):
@@ -150,7 +144,7 @@ def test_ids_are_pythons(page):
 
 @pytest.mark.parametrize('name', ['adder', 'chargpt', 'pixels'])
 def test_logits_and_attention_are_pythons(page, name):
-    model, _ = load(name)
+    model = load(name)
     r, c = random.Random(1), model.config
     prompts = [
         [r.randrange(c.vocab_size) for _ in range(n)]
@@ -216,7 +210,7 @@ def test_probabilities_are_pythons(page):
 
 def test_sums_and_texts_are_pythons(page):
     "Greedy answers, and a text that outgrows the context."
-    model, _ = load('adder')
+    model = load('adder')
     sums = [divmod(n, 100) for n in random.Random(2).sample(range(10_000), 100)]
     js = page.evaluate(
         '''async sums => {
@@ -228,7 +222,7 @@ def test_sums_and_texts_are_pythons(page):
         sums,
     )
     assert js == [adder.add(model, a, b) for a, b in sums]
-    model, tok = load('chargpt')
+    model, tok = load('chargpt'), load_tokenizer(NBS / 'playground' / 'chargpt')
     js = page.evaluate(
         '''async ids => {
         const { GPT } = await import('/playground/gpt.js');
@@ -245,7 +239,7 @@ def test_sums_and_texts_are_pythons(page):
 
 def test_the_adder_is_as_good_as_the_page_says(page):
     "All 10,000 sums, in Python; and those that the page calls unseen were."
-    model, _ = load('adder')
+    model = load('adder')
     x = adder.to_digits(torch.arange(10_000), 4)
     assert (model.generate(x, 3) == adder.with_answers(x)).all()
     offered = page.eval_on_selector_all(
@@ -262,7 +256,7 @@ def held_out():
 
 def test_halves_are_read_and_completed_as_in_python(page):
     "Beliefs after a half; and with temperature 0, where nothing is left to chance, the other half."
-    model, test = load('pixels')[0], held_out()
+    model, test = load('pixels'), held_out()
     halves = test.pixels[:20, :32]
     js = page.evaluate(
         '''async halves => {
@@ -286,7 +280,7 @@ def test_halves_are_read_and_completed_as_in_python(page):
 
 def test_the_halves_on_offer_were_never_trained_on(page):
     "And the model is as good as the chapter's: it reads nearly all of the pictures held out."
-    model, test = load('pixels')[0], held_out()
+    model, test = load('pixels'), held_out()
     offered = page.eval_on_selector_all('[data-pg-half]', 'all => all.map(e => e.dataset.pgHalf)')
     known = {tuple(row) for row in test.pixels[:, :32].tolist()}
     assert offered and {tuple(int(c, 17) for c in half) for half in offered} <= known
@@ -400,7 +394,7 @@ def test_a_sum_by_mouse(page):
         head.get_attribute('aria-label') != 'layer 2, head 2'
     )  # pointing is looking, a click is choosing
     page.locator('.pg-head').nth(8).click()
-    model, _ = load('adder')
+    model = load('adder')
     weights = model.attention_weights(torch.tensor([[0, 7, 9, 4, 1]]))[2, 0, 2, 4]
     s, share = weights.argmax().item(), 100 * weights.max().item()
     cell = page.locator(f'.pg-weights [data-t="4"][data-s="{s}"]')
@@ -473,7 +467,7 @@ def test_writing_by_keyboard_and_mouse(page):
     go.click()
     at_least(20)
     go.click()
-    model, tok = load('chargpt')
+    model, tok = load('chargpt'), load_tokenizer(NBS / 'playground' / 'chargpt')
     assert out.inner_text()[:27] == tok.decode(
         model.generate(torch.tensor([tok.encode('JULIET:')]), 20)[0].tolist()
     )
@@ -522,7 +516,7 @@ def test_a_half_by_mouse(page):
     )
     greys = [int(grey) for grey in greys]
     assert greys[3] > 12 and greys[24] == 0 and sum(greys[:8]) > sum(greys[8:16])
-    p = pixels.recognise(load('pixels')[0], [greys])[0]
+    p = pixels.recognise(load('pixels'), [greys])[0]
     for digit, bar in enumerate(page.locator('#pg-guess .pg-bar').all()):
         assert float(bar.evaluate('e => e.style.getPropertyValue("--p")')) == pytest.approx(
             p[digit].item(), abs=1e-3
