@@ -295,65 +295,77 @@ class Conversation:
         self.listen(text, role)
         yield from self.answer()
 
-    def listen(self, text: str, role: str = 'user'):
-        "Add what is said. `ValueError` for what is no text, and for more than the context holds."
-        messages = [*self.messages, dict(role=role, content=text)]
-        ids, mask = render(messages, self.tokenizer, self.template, answer=True)
-        if self.closed:  # what is there stays as it is, and the rest is new
-            ids = self.ids[: self.closed] + ids[len(mask) - mask[::-1].index(True) :]
-        room = self.context - min(self.longest, self.context // 4)  # what is left is to answer
-        if len(ids) > room:
-            messages, ids = self.without_oldest(messages, room)
-        self.messages, self.ids = messages, ids
+# %% ../nbs/12_chat.ipynb #12c0031b
+@patch
+def listen(self: Conversation, text: str, role: str = 'user'):
+    "Add what is said. `ValueError` for what is no text, and for more than the context holds."
+    messages = [*self.messages, dict(role=role, content=text)]
+    ids, mask = render(messages, self.tokenizer, self.template, answer=True)
+    if self.closed:  # what is there stays as it is, and the rest is new
+        ids = self.ids[: self.closed] + ids[len(mask) - mask[::-1].index(True) :]
+    room = self.context - min(self.longest, self.context // 4)  # what is left is to answer
+    if len(ids) > room:
+        messages, ids = self.without_oldest(messages, room)
+    self.messages, self.ids = messages, ids
 
-    def keep(self, n: int):
-        "Let the caches hold the first n tokens, or fewer if a pass was cut off."
-        n = min(n, *(cache.length for cache in self.caches))
-        for cache in self.caches:
-            cache.length = n
+# %% ../nbs/12_chat.ipynb #12c0031d
+@patch
+def answer(self: Conversation):
+    "Yield an answer, piece by piece, whole characters only; and what tools that it calls say."
+    for _ in range(8):  # calls in one answer
+        parts = []
+        try:
+            for piece in filter(None, pieces(self.tokenizer, self.tokens(), cut=False)):
+                parts.append(piece)
+                yield piece
+        finally:  # also if somebody closes it, or presses Ctrl-C
+            self.close(''.join(parts))
+        result = call_tool(''.join(parts), self.tools)
+        if result is None:
+            return
+        self.listen(result, 'tool')
+        yield f' {result}\n'
 
-    def answer(self):
-        "Yield an answer, piece by piece, whole characters only; and what tools that it calls say."
-        for _ in range(8):  # calls in one answer
-            parts = []
-            try:
-                for piece in filter(None, pieces(self.tokenizer, self.tokens(), cut=False)):
-                    parts.append(piece)
-                    yield piece
-            finally:  # also if somebody closes it, or presses Ctrl-C
-                self.close(''.join(parts))
-            result = call_tool(''.join(parts), self.tools)
-            if result is None:
-                return
-            self.listen(result, 'tool')
-            yield f' {result}\n'
 
-    def close(self, text: str):
-        "The answer is at its end, whether the model has said so or not."
-        self.messages.append(dict(role='assistant', content=text))
-        if self.ids[-1] in self.ends:
-            self.ids.pop()  # perhaps another end than the template's
-        self.ids.append(self.end)
-        self.closed = len(self.ids)
-        self.keep(self.closed - 1)
+@patch
+def close(self: Conversation, text: str):
+    "The answer is at its end, whether the model has said so or not."
+    self.messages.append(dict(role='assistant', content=text))
+    if self.ids[-1] in self.ends:
+        self.ids.pop()  # perhaps another end than the template's
+    self.ids.append(self.end)
+    self.closed = len(self.ids)
+    self.keep(self.closed - 1)
 
-    def tokens(self):
-        "Yield the ids of an answer, without the one that ends it."
-        for _ in range(self.longest):
-            if len(self.ids) >= self.context - 1:
-                return
-            new = self.next_token()
-            self.ids.append(new)
-            if new in self.ends:
-                return
-            yield new
 
-    @torch.inference_mode()
-    def next_token(self) -> int:
-        idx = torch.tensor([self.ids], device=self.model.lm_head.weight.device)
-        logits = self.model.next_logits(idx, self.caches)  # (1, V), of what is not in the caches
-        logits = logits.masked_fill(self.banned.to(logits.device), -torch.inf)
-        return draw(logits, *self.knobs, at=len(self.ids)).item()
+@patch
+def keep(self: Conversation, n: int):
+    "Let the caches hold the first n tokens, or fewer if a pass was cut off."
+    n = min(n, *(cache.length for cache in self.caches))
+    for cache in self.caches:
+        cache.length = n
+
+# %% ../nbs/12_chat.ipynb #12c0031f
+@patch
+def tokens(self: Conversation):
+    "Yield the ids of an answer, without the one that ends it."
+    for _ in range(self.longest):
+        if len(self.ids) >= self.context - 1:
+            return
+        new = self.next_token()
+        self.ids.append(new)
+        if new in self.ends:
+            return
+        yield new
+
+
+@patch
+@torch.inference_mode()
+def next_token(self: Conversation) -> int:
+    idx = torch.tensor([self.ids], device=self.model.lm_head.weight.device)
+    logits = self.model.next_logits(idx, self.caches)  # (1, V), of what is not in the caches
+    logits = logits.masked_fill(self.banned.to(logits.device), -torch.inf)
+    return draw(logits, *self.knobs, at=len(self.ids)).item()
 
 # %% ../nbs/12_chat.ipynb #12c00305
 @patch

@@ -1,4 +1,4 @@
-"""Teach a model that somebody else has trained a text of your own, with all of its weights or with LoRA, on a laptop, and see what it forgets.
+"""Take a model that somebody else has trained, teach it your own text on a laptop, with all of its weights or with LoRA, and see what it forgets.
 
 Docs: https://mingpt-nb.github.io/mingpt_nb/finetune.html.md"""
 
