@@ -45,7 +45,7 @@ check: .venv/dev  ## after make test: did the chapters print what the pages show
 
 twice: export OMP_NUM_THREADS = 1
 twice: .venv/dev  ## does each chapter also run a second time in the same kernel?
-	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q -n auto -m slow
 
 # What torch, oneDNN and MKL may use of the processor: as if it had AVX2 and no more, or SSE and no more.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2

@@ -36,11 +36,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "`pytest -n 2`: a file is run by one worker, which makes what its tests share once."
-    from xdist.scheduler import LoadFileScheduling
+    """`pytest -n 2`: a file is run by one worker, which makes what its tests share once. The slow
+    tests share nothing, and are all in one file."""
+    from xdist.scheduler import LoadFileScheduling, LoadScheduling
 
     config.option.loadscopereorder = False
-    return LoadFileScheduling(config, log)
+    kind = LoadScheduling if config.option.markexpr == 'slow' else LoadFileScheduling
+    return kind(config, log)
 
 
 def once(tmp_path_factory, name, make):
