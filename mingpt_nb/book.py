@@ -446,7 +446,7 @@ def same_output(
     )
 
 # %% ../nbs/92_book.ipynb #5fefcdf7
-_VARIES_IN = r'varies\b(?: in bfloat16)?'
+_VARIES_IN = r'varies\b(?:[ -]in[ -]bfloat16)?'
 
 
 def claims(
@@ -598,7 +598,7 @@ def check_varies(
     for path in sorted(Path(pages).glob('*.ipynb')):
         versions = [_cells(folder / path.name) for folder in map(Path, (pages, *runs))]
         for id, cell in versions[0].items():
-            told = here or not re.search(r'^#\| *varies in bf', ''.join(cell['source']), re.M)
+            told = here or not re.search(r'^#\| *varies[ -]in[ -]bf', ''.join(cell['source']), re.M)
             if (
                 told
                 and claims(cell)
