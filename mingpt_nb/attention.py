@@ -84,12 +84,12 @@ class CausalSelfAttention(nn.Module):
         else:
             y = attend(q, k, v, self.attn_dropout.p if self.training else 0.0, mask)
         y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
-        y = self.c_proj(y.to(x.dtype))
+        y = self.c_proj(y.to(x.dtype))  # a cache may keep more digits
         if self.training:
             y = self.resid_dropout(y)  # a call that does nothing takes time too
         return (y, weights) if need_weights else y
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        for mask in 'bias', 'masked_bias':  # a buffer of minGPT's
+        for mask in 'bias', 'masked_bias':  # not learned; minGPT and old transformers have them
             state_dict.pop(prefix + mask, None)
         super()._load_from_state_dict(state_dict, prefix, *args)

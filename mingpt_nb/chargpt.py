@@ -108,7 +108,7 @@ class Watch(Best):
         say(f'step {row["iter"] + 1}: held-out loss {_both(loss)}')
         self.recall(trainer.history[:-1])  # a resumed run has a past
         self.offer(loss, lambda: save_pretrained(trainer.model, self.folder, tokenizer))
-        self.recall(trainer.history)
+        self.recall(trainer.history)  # from now on this loss counts, even if the disk was full
         quick = fast(trainer.model)  # chapter 09: it writes the same, sooner
         say(write_text(quick, tokenizer, **self.sample), end='\n\n')
 

@@ -100,7 +100,7 @@ def trainer_state(
 
 
 def set_trainer_state(trainer, state: dict):
-    "Put back what `trainer_state` gave. The weights must be back already."
+    "Put back what `trainer_state` gave. The weights are put back apart from it."
     trainer.engine.load_optimizer(state['optimizer'])
     trainer.engine.load_state(state['engine'])
     trainer.iter_num, trainer.clipped = state['step'], state['clipped']

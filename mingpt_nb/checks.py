@@ -337,7 +337,7 @@ SIZES = 'n_layer', 'n_head', 'n_embd'
 PRESETS = {
     'openai-gpt': dict(n_layer=12, n_head=12, n_embd=768),  # GPT-1, 117M parameters
     'gpt2': dict(n_layer=12, n_head=12, n_embd=768),  # 124M
-    'gpt2-medium': dict(n_layer=24, n_head=16, n_embd=1024),  # 350M
+    'gpt2-medium': dict(n_layer=24, n_head=16, n_embd=1024),  # 355M
     'gpt2-large': dict(n_layer=36, n_head=20, n_embd=1280),  # 774M
     'gpt2-xl': dict(n_layer=48, n_head=25, n_embd=1600),  # 1558M
     'gopher-44m': dict(n_layer=8, n_head=16, n_embd=512),  # DeepMind's smallest Gopher
@@ -485,8 +485,8 @@ def check_rope(
         return None
     found = dict(rope_type=kind)
     for name in ROPES[kind]:
-        found[name] = as_number(name, scaling.get(name), ConfigError, low=0)
-        if not found[name]:
+        found[name] = as_number(name, scaling.get(name), ConfigError)
+        if not 0 < found[name] < math.inf:
             raise ConfigError(f'{name} of rope_scaling must be above 0, got {found[name]}')
     if kind == 'llama3' and found['high_freq_factor'] <= found['low_freq_factor']:
         raise ConfigError('high_freq_factor of rope_scaling must be above its low_freq_factor')
@@ -516,8 +516,8 @@ def check_llama(
         raise ConfigError(f'n_head={c.n_head} is not a multiple of n_kv_head={c.n_kv_head}')
     if c.head_size % 2:
         raise ConfigError(f'head_size={c.head_size} is odd, and rotary positions turn pairs')
-    c.rope_theta = as_number('rope_theta', c.rope_theta, ConfigError, low=0)
-    if not c.rope_theta:
+    c.rope_theta = as_number('rope_theta', c.rope_theta, ConfigError)
+    if not 0 < c.rope_theta < math.inf:
         raise ConfigError(f'rope_theta must be above 0, got {c.rope_theta}')
     c.rope_scaling = check_rope(c.rope_scaling)
     for k in 'attention_bias', 'mlp_bias':
@@ -622,8 +622,8 @@ def default_run() -> CfgNode:
         warmup_iters=0,
         min_lr=0.0,  # see `lr_at`
         seed=None,  # of the batches; None: what `set_seed` was given
-        eval_every=None,
-        eval_batches=None,  # steps between evaluations; batches in each, None: all
+        eval_every=None,  # steps between evaluations; None: only at the end
+        eval_batches=None,  # batches in each; None: all
         log_every=10,  # steps between rows of the history
         check_alignment=True,  # warn if y is not x shifted by one
         progress=None,  # a bar; None: if this is a terminal or a notebook

@@ -178,8 +178,8 @@ _locks = importlib.import_module('msvcrt' if os.name == 'nt' else 'fcntl')
 
 
 def _try_lock(f):
-    """Lock the open file; False if somebody else has. A file system that cannot lock counts as
-    locked."""
+    """Lock the open file; False if somebody else has. True also where the file system cannot
+    lock: then there is nothing to wait for."""
     try:
         _locks.locking(f.fileno(), _locks.LK_NBLCK, 1) if os.name == 'nt' else _locks.flock(
             f, _locks.LOCK_EX | _locks.LOCK_NB
@@ -1020,8 +1020,8 @@ def _deaf(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def spread(n: int, batch_size: int, batches: int = None) -> list:  # of (step, indices)
-    "Batches of places spread evenly over range(n): so many at most, or all."
+def spread(n: int, batch_size: int, batches: int = None) -> list:  # of (first, places)
+    "Batches of places spread evenly over range(n), each with the number of its first."
     count = min(n, (batches or n) * batch_size)
     places = np.linspace(0, n - 1, count).round().astype(int).tolist()
     return [(i, places[i : i + batch_size]) for i in range(0, count, batch_size)]

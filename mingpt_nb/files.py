@@ -1,4 +1,4 @@
-"""Read and write the small files of a model's folder, so that nothing old stays in it, nothing is half there, and a damaged file is named.
+"""Read and write the small files of a model's folder, so that nothing old stays in it, a failed save changes nothing, and a damaged file is named.
 
 Docs: https://mingpt-nb.github.io/mingpt_nb/files.html.md"""
 
@@ -40,7 +40,7 @@ def as_path(path) -> Path:
 def read_text(
     path,  # a small text file
 ) -> str:
-    "The text in UTF-8, without a byte order mark. `ValueError` names file and byte if it is none."
+    "The text in UTF-8, without a byte order mark. `ValueError` names file and byte if it is not."
     raw = as_path(path).read_bytes()
     try:
         return raw.decode('utf-8-sig')
@@ -79,7 +79,7 @@ def about(
 def read_vocab(
     path,  # vocab.json or encoder.json
 ) -> dict:  # token -> id
-    "The tokens and their ids. `ValueError` names the file, and a token whose id is none."
+    "The tokens and their ids. `ValueError` names the file, and a token whose id is no number."
     return check_vocab(read_json(path), path)
 
 
@@ -121,7 +121,7 @@ def check_fields(
     path,  # of the file, for the message
     fields: dict,  # dotted names, and the one value that each may have
 ):
-    "`ValueError` names the first field with another value. Nothing, 0, '' and None are one."
+    "`ValueError` names the first field with another value. False, 0, '' and None count as one."
     for name, only in fields.items():
         value = found
         for part in name.split('.'):
@@ -160,9 +160,8 @@ def added_around(
     if kind == 'Sequence':
         return [name for part in post.get('processors') or [] for name in added_around(part)]
     if kind == 'TemplateProcessing':
-        return [
-            str(part['SpecialToken']) for part in post.get('single') or [] if 'SpecialToken' in part
-        ]
+        tokens = [p['SpecialToken'] for p in post.get('single') or [] if 'SpecialToken' in p]
+        return [str(t.get('id') if isinstance(t, dict) else t) for t in tokens]
     return [str(kind)]
 
 
@@ -422,8 +421,9 @@ def write_model(
     write,  # `write(temporary folder)` makes the files
     owned=MODEL_FILES,  # patterns of what goes if it is not among them
 ):
-    """Make what `write` makes the model in `folder`, all of it or nothing; other files stay.
-    `ValueError` for a checkpoint, `OSError` with the room on the disk if it cannot be written."""
+    """Put the files that `write` makes into `folder`, as its model; if making them fails, nothing
+    has changed. Other files stay. `ValueError` for a checkpoint, `OSError` with the room on the
+    disk if it cannot be written."""
     folder = as_path(folder)
     if (folder / 'SHA256SUMS').exists():
         raise ValueError(
@@ -488,7 +488,7 @@ def write_tokenizer(
     folder,  # made if it is not there
     files: dict,  # name -> text
 ):
-    "Write the files of a tokenizer, all or none; those of another one that was there go."
+    "Write the files of a tokenizer: none if one cannot be made. Those of another one go."
 
     def write(part):
         for name, text in files.items():
@@ -718,7 +718,7 @@ def write_model_tokenizer(
     folder,  # made if it is not there
     tokenizer,  # a `ModelTokenizer`
 ):
-    "Write tokenizer.json and tokenizer_config.json, which transformers reads and `load_tokenizer`."
+    "Write tokenizer.json and tokenizer_config.json, which transformers and `load_tokenizer` read."
     t = tokenizer
     whole = tokenizer_json(t.encoder, t.bpe_ranks, t.special_tokens, t.words)
     parts = SPLITS[t.kind]

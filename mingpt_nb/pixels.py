@@ -132,6 +132,7 @@ def bits_by_counts(train: DigitImages, held: DigitImages, context, extra=0.3) ->
     known, asked = context(train), context(held)
     counts = torch.full((max(known.max(), asked.max()) + 1, LEVELS), float(extra))
     ones = torch.ones(known.numel())
+    # one more for each pair (context, grey), each time that it comes
     counts.index_put_((known.flatten(), train.pixels.flatten()), ones, accumulate=True)
     p = counts / counts.sum(1, keepdim=True)
     return -p[asked.flatten(), held.pixels.flatten()].log2().mean().item()
@@ -196,6 +197,7 @@ def go_on(model: GPT, digits, pixels, temperature=1.0, seed=0):  # (N,); the fir
 # %% ../nbs/13_pixels.ipynb #13b00033
 def nearest(pictures, others):  # pixels (N, 64), (M, 64) -> distances (N,), and which (N,)
     "Of each picture, how far the nearest of the others is, and its number."
+    # the quicker mode rounds: a picture might not be exactly 0 away from itself
     distance, which = torch.cdist(
         pictures.float(), others.float(), compute_mode='donot_use_mm_for_euclid_dist'
     ).min(1)
@@ -217,7 +219,7 @@ def log_likelihoods(model: GPT, pixels) -> torch.Tensor:  # (N, T), the first T 
 
 
 def recognise(model: GPT, pixels) -> torch.Tensor:
-    "p(digit | pixels), (N, 10), if all are as likely before one looks. (N, T), T from 1 to 64."
+    "p(digit | pixels), (N, 10), if all are equally likely before. (N, T), T from 1 to 64."
     return log_likelihoods(model, pixels)[:, :, -1].softmax(1)
 
 # %% ../nbs/13_pixels.ipynb #13b00044

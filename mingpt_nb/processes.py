@@ -61,7 +61,8 @@ class QuickAttention:
     def forward(self, x, cache=None, need_weights=False, mask=None):
         B, T, C = x.shape
         nh, p = self.n_head, self.attn_dropout.p
-        if need_weights or not self.training or T > 512 and not p:
+        other = need_weights or cache is not None or mask is not None
+        if other or not self.training or T > 512 and not p:
             return super().forward(x, cache, need_weights, mask)
         qkv = self.c_attn(x).view(B, T, 3, nh, C // nh)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2)  # each (B * nh, T, hs)
@@ -110,7 +111,7 @@ def swapped(
 
 # %% ../nbs/98_processes.ipynb #1b553fc2
 def local_device(device: str) -> str:
-    "Join the other processes if `torchrun` or Slurm has started some; the device of this one."
+    "Join the other processes if `torchrun` has started some; the device of this one."
     env = os.environ
     if 'WORLD_SIZE' not in env or 'MASTER_ADDR' not in env:
         return device
@@ -151,7 +152,8 @@ def tell_once(kind, error, trace):
 # %% ../nbs/98_processes.ipynb #87548a6d
 class Processes:
     """What `trainer` asks about the processes that train its model, the type of its products, and
-    their memory. The trainer has a method `precision` and the config of chapter 08."""
+    their memory. The trainer has a method `precision` and the config of chapter 08, whose `Engine`
+    puts this before `Alone` of appendix 97, which has the rest."""
 
     takes = nn.Module  # models of which FSDP can make a whole copy by their config
 
@@ -472,7 +474,7 @@ def _cut_state(optimizer, state):
 # %% ../nbs/98_processes.ipynb #6f862be7
 @patch
 def clip(self: Processes, limit: float) -> float:
-    "Scale the gradient back to norm `limit` if it is longer; returns the norm that it had."
+    "Shorten the gradient to norm `limit` if it is longer; returns the norm that it had."
     self.scaler.unscale_(self.trainer.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(self.trainer.model.parameters(), limit)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of the pieces on all devices
@@ -581,7 +583,7 @@ def total_loss(self: Processes, x, y) -> float:
                     total += self.trainer.model(a, b)[1].item() * (b != -1).sum().item()
             return total
         except torch.OutOfMemoryError:
-            if n == len(x):
+            if n == len(x) or self.sharded:  # FSDP's slices come from the others, call by call
                 raise
             self.eval_parts *= 2
         if self.kind == 'cuda':

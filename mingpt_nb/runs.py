@@ -89,12 +89,15 @@ def check_target(folder):
 # %% ../nbs/97_runs.ipynb #f4bac7e2
 def discard(folder: Path):
     "Delete a folder, if it is there; under its own name it is there entirely or not at all."
-    if not folder.exists():
-        return
+    if folder.exists():
+        shutil.rmtree(_renamed(folder))
+
+
+def _renamed(folder):
     gone = folder.with_name(f'.{folder.name}.gone')
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
-    shutil.rmtree(gone)
+    return gone
 
 
 def write_folder(
@@ -102,8 +105,9 @@ def write_folder(
     write,  # `write(temporary folder)` puts the files there
     size: int = None,  # about so many bytes
 ):
-    """Make a folder of files with SHA256SUMS, all at once: a kill at any moment leaves it as it
-    was before, or complete. `OSError` in one line if the disk cannot take it."""
+    """Make a folder of files with SHA256SUMS, all at once: a kill at any moment leaves the old one,
+    the new one or, between two renames, none; never a half. `OSError` in one line if the disk
+    cannot take it."""
     check_target(folder)
     folder = as_path(folder).resolve()  # a link stays, and leads to it
     part = folder.with_name(f'.{folder.name}.part')
@@ -114,9 +118,11 @@ def write_folder(
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-        discard(folder)
+        old = _renamed(folder) if folder.exists() else None
         part.rename(folder)
         sync(folder.parent)
+        if old:
+            shutil.rmtree(old)
 
 
 def _fill(part, write):
@@ -253,7 +259,7 @@ def size_of(*states) -> int:
 
 
 def save_other(model, part):  # a module, and a folder
-    "Class and weights of a model that is no GPT; or what was learnt beside the weights of one."
+    "Class and weights of a model that is not a GPT; of a GPT with LoRA, only what was learnt."
     weights = {}
     for name, t in learnt(model.state_dict(keep_vars=True)).items():
         if not any(t is other for other in weights.values()):  # tied weights are one
@@ -531,7 +537,7 @@ class OtherRun(CheckpointError):
     "A sound checkpoint, but not one of this run."
 
 
-#: trainer settings that may differ between a run and its continuation, and no bit will
+#: trainer settings that a continuation may change without changing a bit
 FREE = {
     *('num_workers', 'log_every', 'eval_every', 'eval_batches', 'check_alignment', 'progress'),
     *('work_dir', 'checkpoint_every', 'keep_last', 'keep_best', 'resume', 'same_bits'),
@@ -591,7 +597,8 @@ def check_same_run(
     folder,
     state: dict,  # of the checkpoint in `folder`
 ):
-    "`OtherRun` if the settings in `state` are not `ours`, or would give other bits."
+    """`OtherRun` if the settings in `state` are not `ours`, or would give other bits. Writes into
+    `state['engine']` the type to go on in."""
     theirs = {k: v for k, v in state['settings'].items() if k not in ROUNDING}
     items, then = ours['data'], theirs.pop('data', {})
     ours = {k: v for k, v in ours.items() if k != 'data'}

@@ -73,7 +73,7 @@ class Trainer(KeptTrainer):
         n = min(engine.parts, self.config.batch_size // engine.world)
         jobs = list(parts(x, y, n, total))
         for i, (a, b, share) in enumerate(jobs):
-            with engine.syncing(i == len(jobs) - 1):  # send gradients after the last part
+            with engine.syncing(i == len(jobs) - 1):  # send gradients with the last part
                 with self.precision():
                     part = engine.net(a, b)[1] * share  # the model's mean loss, by its share
                 engine.scaler.scale(part * engine.world).backward()  # processes take a mean

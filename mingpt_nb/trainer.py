@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # %% ../nbs/03_trainer.ipynb #1e48c614
 def batch_indices(seed: int, step: int, n: int, batch_size: int) -> list:
     """The batch of `step`, counted from 0, in a run of this `seed`: `batch_size` indices drawn from
-    range(n) with replacement. The same for the same arguments, everywhere."""
+    range(n) with replacement. The same for the same arguments, in any process."""
     return np.random.default_rng([seed, step]).integers(n, size=batch_size).tolist()
 
 # %% ../nbs/03_trainer.ipynb #e728a35a
@@ -110,7 +110,7 @@ class Trainer(Prepared):
                 self.iter_num += 1
                 now = time.time()
                 self.iter_dt, self.iter_time = now - self.iter_time, now
-                bar.step(self, self.config.batch_size * y[0].numel())
+                bar.step(self, self.config.batch_size * y[0].numel())  # the tokens of a step
                 self.trigger_callbacks('on_step_end')
 
 # %% ../nbs/03_trainer.ipynb #c0ffee04

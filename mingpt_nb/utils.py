@@ -247,15 +247,16 @@ def _field_names(self, prefix=''):
 
 # %% ../nbs/90_utils.ipynb #5b0c7a16
 def _kind(node, name):
-    """What a field may hold, as in `int | None`. Of a field that said nothing: what it holds, or
-    None if its node is not frozen."""
+    """What a field may hold, as in `int | None`. Of a field that said nothing: the type of what it
+    holds; in a node that is not frozen, None as well."""
     held = type(getattr(node, name))
     return getattr(node, '_kinds', {}).get(name) or (held if node._frozen else held | None)
 
 
 def _is_value(
-    following, flag
-):  # the next argument, if there is one; of a flag that need not have a value?
+    following,  # a list of the next argument, or an empty one
+    flag,  # is it for an option that needs no value?
+):
     return (
         bool(following)
         and not following[0].startswith('--')
@@ -678,7 +679,7 @@ def say(
     *parts,  # as for `print`
     end: str = '\n',
 ):
-    "`print`, for what a run says on its way: no output is a reason to lose a run."
+    "`print`, for what a run says on its way; if that cannot be written, the run goes on."
     try:
         write(' '.join(map(str, parts)) + end)
     except (OSError, ValueError) as e:  # ValueError: the output is closed

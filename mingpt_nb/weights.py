@@ -502,7 +502,7 @@ def check_sums(
             )
 
 # %% ../nbs/96_weights.ipynb #1a9579b6
-#: older names of fields, by ours
+#: second names of fields, by ours
 HF_ALIASES = dict(
     n_embd='hidden_size',
     n_layer='num_hidden_layers',

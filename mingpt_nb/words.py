@@ -86,7 +86,7 @@ def char_class(
 @lru_cache
 def splitter(
     top: int,  # no letters, numbers or white space above this code point
-    first: str = '',  # an alternative to put in front, with its |
+    first: str = '',  # an alternative to put in front, with its |, as that of `han_cut`
 ):
     "GPT-2's splitting pattern, compiled by `re`."
     l, n, s = (char_class(kind, top) for kind in 'LNS')

@@ -128,7 +128,7 @@ def test_the_minutes_on_the_map_are_those_of_the_chapters():
     opening = {
         n: ' '.join(
             c.source
-            for c in nbformat.read(ROOT / 'nbs' / n, 4).cells[:4]
+            for c in nbformat.read(ROOT / 'nbs' / n, 4).cells[:6]
             if c.cell_type == 'markdown'
         )
         for n in rows
