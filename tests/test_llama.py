@@ -181,7 +181,7 @@ REFUSED = {
     "model_type='gemma2' is not supported": dict(model_type='gemma2'),
     "rope_type='yarn' is not supported": dict(rope_parameters=dict(rope_type='yarn', factor=2)),
     'partial_rotary_factor=0.5': dict(partial_rotary_factor=0.5),
-    'factor must be a finite number': dict(rope_parameters=dict(rope_type='linear')),
+    'factor must be a number': dict(rope_parameters=dict(rope_type='linear')),
     'quantization_config': dict(quantization_config={'bits': 8}),
     'missing: model.layers.': dict(num_hidden_layers=9),
     'unexpected: model.layers.1.': dict(num_hidden_layers=1),
